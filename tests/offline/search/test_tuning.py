@@ -25,7 +25,7 @@ from hotplate.offline.search.trials import Trial, best_of_each_engine
 from hotplate.offline.search.tuning import Search, SearchData, TuneOptions, tune
 from hotplate.offline.train.als import ALSParams
 from hotplate.offline.train.engine import Params, Ranker, engine_of, params_from, recency_of, without_recency
-from hotplate.offline.train.item_based import EASEParams, NeighbourParams
+from hotplate.offline.train.item_based import EASE, EASEParams, NeighbourParams
 from hotplate.offline.train.popularity import PopularityParams, Recency
 
 SMALL = ALSParams(factors=8, iterations=3)
@@ -199,9 +199,7 @@ def test_only_the_engine_of_the_best_cell_goes_beyond_its_edge() -> None:
     assert cells_past_edge([PopularityParams()], 1000) == []
 
 
-def test_als_is_fitted_once_per_cell_and_split_with_recency_too(
-    fashions: Matrix, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_cells_are_fitted_once_per_split_with_recency_too(fashions: Matrix, monkeypatch: pytest.MonkeyPatch) -> None:
     fits: list[Params] = []
 
     def counted(parts: Parts, params: Params) -> Ranker:
@@ -209,13 +207,14 @@ def test_als_is_fitted_once_per_cell_and_split_with_recency_too(
         return fit_parts(parts, params)
 
     monkeypatch.setattr("hotplate.offline.search.trials.fit_parts", counted)
-    tuned = search(fashions, SplitOptions("by-time"), tuning=TuneOptions(engine="als"), defaults=SMALL)
-    plain = {without_recency(trial.params) for trial in tuned.trials}
+    tuned = search(fashions, SplitOptions("by-time"), tuning=TuneOptions(), defaults=SMALL)
+    plain = {without_recency(trial.params) for trial in tuned.trials if not isinstance(trial.params, PopularityParams)}
+    assert {engine_of(params) for params in plain} == {"als", "ease", "neighbours"}
     assert len(plain) < len(tuned.trials), "several recencies were tried"
     assert sorted(map(repr, fits)) == sorted(map(repr, [*plain] * 3)), "there are three splits"
 
 
-def test_fits_of_als_are_released_before_other_engines_get_recency(
+def test_large_fits_are_released_before_other_engines_get_recency(
     fashions: Matrix, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fits = Counter[Params]()
@@ -224,7 +223,7 @@ def test_fits_of_als_are_released_before_other_engines_get_recency(
 
     def watched(parts: Parts, params: Params) -> Ranker:
         fits[params] += 1
-        if not isinstance(params, ALSParams) and fits[params] > 3:  # the three splits were fitted before
+        if isinstance(params, NeighbourParams) and fits[params] > 3:  # the three splits were fitted before
             alive.append(sum(ranker() is not None for ranker in als))
         ranker = fit_parts(parts, params)
         if isinstance(params, ALSParams):
@@ -232,10 +231,26 @@ def test_fits_of_als_are_released_before_other_engines_get_recency(
         return ranker
 
     monkeypatch.setattr("hotplate.offline.search.trials.fit_parts", watched)
+    monkeypatch.setattr("hotplate.offline.search.trials._MOST_KEPT_BYTES", 0)
     search(fashions, SplitOptions("by-time"), tuning=TuneOptions(), defaults=SMALL)
     assert als
     assert alive
     assert not any(alive)
+
+
+def test_tables_of_ease_are_released_after_each_fit(fashions: Matrix, monkeypatch: pytest.MonkeyPatch) -> None:
+    tables = list[ReferenceType[object]]()
+
+    def watched(parts: Parts, params: Params) -> Ranker:
+        assert not any(table() is not None for table in tables)
+        ranker = fit_parts(parts, params)
+        assert isinstance(ranker, EASE)
+        tables.append(ref(ranker.weights))
+        return ranker
+
+    monkeypatch.setattr("hotplate.offline.search.trials.fit_parts", watched)
+    search(fashions, SplitOptions("by-time"), tuning=TuneOptions(engine="ease"))
+    assert len(tables) > 3
 
 
 def test_announced_cost_includes_the_final_fits(fashions: Matrix) -> None:
