@@ -257,11 +257,10 @@ def test_announced_cost_includes_the_final_fits(fashions: Matrix) -> None:
     parts = split(fashions.user_items, fashions.history, SplitOptions("by-time"))
     cells: list[Params] = [SMALL, EASEParams()]
     announced = [
-        announced_s([parts], cells, growth=1, tries_recency=False, is_evaluated=False),
-        announced_s([parts, parts], cells, growth=1, tries_recency=False, is_evaluated=False),
-        announced_s([parts, parts], cells, growth=1.5, tries_recency=False, is_evaluated=False),
-        announced_s([parts, parts], cells, growth=1.5, tries_recency=True, is_evaluated=False),
-        announced_s([parts, parts], cells, growth=1.5, tries_recency=True, is_evaluated=True),
+        announced_s([parts], cells, tries_recency=False, is_evaluated=False),
+        announced_s([parts, parts], cells, tries_recency=False, is_evaluated=False),
+        announced_s([parts, parts], cells, tries_recency=True, is_evaluated=False),
+        announced_s([parts, parts], cells, tries_recency=True, is_evaluated=True),
     ]
     assert announced == sorted(set(announced))
 
