@@ -199,8 +199,8 @@ class Trials:
     def _fits(self, plain: Params, *, keeps_fits: bool) -> Iterable[_Scoring]:
         """Return rankers (fitted models) of *plain*, parameters without recency, one for each split.
 
-        It is a list if they are to be kept: with *keeps_fits*, and if they are small. All others are fitted one at a
-        time, to save memory.
+        It is a list if they are to be kept: with *keeps_fits*, the first of EASE, and those of other engines if they
+        are small. All others are fitted one at a time, to save memory.
         """
         kept = self._kept.get(engine_of(plain))
         if kept is not None and kept.params == plain:
@@ -211,7 +211,8 @@ class Trials:
             self._kept = {}  # the next fits need their memory
             return list(fits)
         fits_bytes = sum(estimate_fit_bytes(plain, parts.train) for parts in self._splits)
-        return list(fits) if isinstance(plain, EASEParams) or fits_bytes <= _MOST_KEPT_BYTES else fits
+        is_kept = kept is None if isinstance(plain, EASEParams) else fits_bytes <= _MOST_KEPT_BYTES
+        return list(fits) if is_kept else fits
 
     def _with_recency(self, fits: Iterable[_Scoring], recency: Recency | None) -> Iterator[_Scoring]:
         """Yield *fits*, whose scores are multiplied by recent popularity if there is a *recency*."""
