@@ -37,6 +37,7 @@ from hotplate.offline.train.popularity import (
     order_by_popularity,
     recent_popularity,
 )
+from hotplate.offline.train.ranking import ScoresOfUsers
 from hotplate.offline.train.similar import Similar, SimilarParams
 from hotplate.offline.train.similar import fit as fit_similar
 from hotplate.offline.train.spec import OnIteration
@@ -242,7 +243,7 @@ def fit_parts(parts: Parts, params: Params, on_iteration: OnIteration | None = N
     return ranker if parts.seen is parts.train else ranker.fold_in(parts.seen)
 
 
-def recommend_all(ranker: Ranker, parts: Parts, k: int, popularity: Popularity) -> EvaluatedLists:
+def recommend_all(ranker: Ranker | ScoresOfUsers, parts: Parts, k: int, popularity: Popularity) -> EvaluatedLists:
     """Return the lists [users, k] of users with test items, and those that they are served; -1 for others.
 
     Lists that are too short are filled by *popularity*, and users without items are served the popular list.

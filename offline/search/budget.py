@@ -28,10 +28,9 @@ BUDGET_BYTES = 650e6
 LAST_FIT_S = 900.0
 # Ranks cells as well as more iterations, in half of the time.
 TRIAL_ITERATIONS = 8
-# Measured: the price of all cells by that of the first ones, trials of recency per engine, and the share of the search
-# in the CPU of a training with an evaluation. All of that takes as long as the estimate of the search, on a new core.
-_GROWTH = 1.3
-_RECENCIES = 13
+# Measured: trials of recency per engine, and the share of the search in the CPU of a training with an evaluation. All
+# of that takes as long as the estimate of the first cells, on a new core.
+_RECENCIES = 11
 _SEARCH_SHARE = 0.7
 # Seconds of a trial's metrics.
 _TRIAL_S = 0.02
@@ -95,11 +94,6 @@ class Budget:
                 paid.append(params)
         return paid
 
-    def growth(self, cells: Sequence[Params]) -> float:
-        """Return the expected price of all cells by that of the first *cells*."""
-        first = sum(map(self._price, cells))
-        return min(_GROWTH, max(1.0, self._seconds / first)) if first else 1.0
-
     @property
     def limits(self) -> str:
         """A sentence on the cells left out."""
@@ -124,18 +118,15 @@ class Budget:
         return sum(estimate_ranking_s(params, _tested_rows(parts)) for parts in self._splits)
 
 
-def announced_s(
-    splits: Sequence[Parts], cells: Sequence[Params], *, growth: float, tries_recency: bool, is_evaluated: bool
-) -> float:
+def announced_s(splits: Sequence[Parts], cells: Sequence[Params], *, tries_recency: bool, is_evaluated: bool) -> float:
     """Estimate the seconds of a core that a training takes with a search of *cells* on *splits*.
 
-    growth         the search tries further cells, and takes this many times as long as for the known ones
     tries_recency  whether the best cell of each engine is tried with several recencies
     is_evaluated   whether the model is evaluated, and similar items and repeats are chosen, too
     """
     ranks_s = {params: sum(_TRIAL_S + estimate_ranking_s(params, _tested_rows(p)) for p in splits) for params in cells}
     fits = [estimate_fit_s(with_fewer_iterations(params), parts.train) for params in cells for parts in splits]
-    seconds = growth * sum([*fits, *ranks_s.values()])
+    seconds = sum([*fits, *ranks_s.values()])
     if tries_recency:
         for engine in {engine_of(params) for params in cells}:
             of_engine = [seconds for params, seconds in ranks_s.items() if engine_of(params) == engine]

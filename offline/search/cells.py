@@ -62,32 +62,38 @@ def with_recency_first(cells: Sequence[Params], half_life_days: float | None) ->
 def next_cells_with_recency(tried: Sequence[Trial]) -> list[Params]:
     """Return cells with half-lives and powers of recency near the best of the trials *tried*; empty if none is left.
 
-    Lower powers follow as long as they are as good, as their lists differ more between users. The last cell of these is
-    without recency.
+    Lower powers come first, as long as they are as good: their lists differ more between users, and mostly rank better.
     """
     known_cells = {trial.params for trial in tried}
     best = max(tried, key=lambda trial: trial.ndcg)
-    cells = [replace(best.params, recency=recency) for recency in _around_best(best, tried)]  # type: ignore[arg-type]
-    return [cell for cell in dict.fromkeys(cells) if cell not in known_cells]
+    for recencies in (_with_lower_powers(best, tried), _around_best(best)):
+        cells = [replace(best.params, recency=recency) for recency in recencies]  # type: ignore[arg-type]
+        new = [cell for cell in dict.fromkeys(cells) if cell not in known_cells]
+        if new:
+            return new
+    return []
 
 
-def _around_best(best: Trial, tried: Sequence[Trial]) -> Iterator[Recency | None]:
-    """Yield half-lives and powers of recency to try next, near those of the *best* of the trials of one engine.
+def _with_lower_powers(best: Trial, tried: Sequence[Trial]) -> Iterator[Recency | None]:
+    """Yield the recencies of trials that are as good as the *best* of an engine, with half the power.
 
-    These are twice and half its half-life, and twice and half its power. Trials as good as the best are followed by
-    half their power, too, and after the lowest power by none.
+    The lowest power is followed by no recency.
     """
-    recency = best.params.recency
-    if recency is not None:
-        if recency.half_life_days < _LONGEST_DAYS:
-            yield Recency(recency.half_life_days * _RECENCY_STEP, recency.gamma)
-        if recency.half_life_days > _SHORTEST_DAYS:
-            yield Recency(recency.half_life_days / _RECENCY_STEP, recency.gamma)
-        if recency.gamma < _HIGHEST_GAMMA:
-            yield Recency(recency.half_life_days, recency.gamma * _RECENCY_STEP)
-
     for trial in tried:
         recency = trial.params.recency
         if recency is not None and is_as_good(trial, best):
             is_lowest = recency.gamma <= _LOWEST_GAMMA
             yield None if is_lowest else Recency(recency.half_life_days, recency.gamma / _RECENCY_STEP)
+
+
+def _around_best(best: Trial) -> Iterator[Recency]:
+    """Yield twice and half the half-life of the *best* trial of an engine, and twice its power."""
+    recency = best.params.recency
+    if recency is None:
+        return
+    if recency.half_life_days < _LONGEST_DAYS:
+        yield Recency(recency.half_life_days * _RECENCY_STEP, recency.gamma)
+    if recency.half_life_days > _SHORTEST_DAYS:
+        yield Recency(recency.half_life_days / _RECENCY_STEP, recency.gamma)
+    if recency.gamma < _HIGHEST_GAMMA:
+        yield Recency(recency.half_life_days, recency.gamma * _RECENCY_STEP)

@@ -11,7 +11,7 @@ from hashlib import blake2b
 from importlib.metadata import version
 from pathlib import Path
 from time import perf_counter
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -41,15 +41,18 @@ from hotplate.offline.train.engine import (
     with_recency,
     without_recency,
 )
+from hotplate.offline.train.item_based import EASE, EASEParams
 from hotplate.offline.train.popularity import Popularity, PopularityParams, Recency
+from hotplate.offline.train.ranking import ScoresOfUsers
 from hotplate.stores.verification import OnProgress
 
-# Fits of the best ALS cell that are kept for other recencies.
+# Fits of an engine's best cell that are kept for other recencies.
 _MOST_KEPT_BYTES = 200e6
 # Share of the best nDCG that a more personal trial may lack, even if chance explains more.
 _MOST_LOSS = 0.01
 # Numbers before those of users in the file of a trial.
 _STORED_FIRST = 1 + len(Spread._fields)
+_Scoring: TypeAlias = Ranker | ScoresOfUsers
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +126,7 @@ class Trials:
         self._key = key
         self._on_trial = on_trial
         self._times = [parts.train_times for parts in splits]
-        self._kept: _Kept | None = None
+        self._kept: dict[Engine, _Kept] = {}
         self.done: list[Trial] = []
         self.short_of_memory: dict[Params, str] = {}
 
@@ -187,27 +190,30 @@ class Trials:
             return np.zeros(sum(len(parts.tested) for parts in self._splits)), NO_SPREAD
 
         mean = float(ndcg.mean())
-        if isinstance(fits, list) and (self._kept is None or mean > self._kept.ndcg):
-            self._kept = _Kept(plain, fits, mean)
+        kept = self._kept.get(engine_of(plain))
+        if isinstance(fits, list) and (kept is None or mean > kept.ndcg):
+            self._kept[engine_of(plain)] = _Kept(plain, fits, mean)
         return ndcg, spread
 
-    def _fits(self, plain: Params, *, keeps_fits: bool) -> Iterable[Ranker]:
+    def _fits(self, plain: Params, *, keeps_fits: bool) -> Iterable[_Scoring]:
         """Return rankers (fitted models) of *plain*, parameters without recency, one for each split.
 
-        It is a list if they are to be kept: with *keeps_fits*, and for ALS, whose fits take an eighth of the CPU of a
-        large training, if they are small. All others are fitted one at a time, to save memory.
+        It is a list if they are to be kept: with *keeps_fits*, the first of EASE, and those of other engines if they
+        are small. All others are fitted one at a time, to save memory.
         """
-        if self._kept is not None and self._kept.params == plain:
-            return self._kept.rankers
+        kept = self._kept.get(engine_of(plain))
+        if kept is not None and kept.params == plain:
+            return kept.rankers
 
-        fits = (fit_parts(parts, plain) for parts in self._splits)
+        fits = (_fit(parts, plain) for parts in self._splits)
         if keeps_fits:
-            self._kept = None  # the next fits need its memory
+            self._kept = {}  # the next fits need their memory
             return list(fits)
         fits_bytes = sum(estimate_fit_bytes(plain, parts.train) for parts in self._splits)
-        return list(fits) if isinstance(plain, ALSParams) and fits_bytes <= _MOST_KEPT_BYTES else fits
+        is_kept = kept is None if isinstance(plain, EASEParams) else fits_bytes <= _MOST_KEPT_BYTES
+        return list(fits) if is_kept else fits
 
-    def _with_recency(self, fits: Iterable[Ranker], recency: Recency | None) -> Iterator[Ranker]:
+    def _with_recency(self, fits: Iterable[_Scoring], recency: Recency | None) -> Iterator[_Scoring]:
         """Yield *fits*, whose scores are multiplied by recent popularity if there is a *recency*."""
         for ranker, parts, times in zip(fits, self._splits, self._times, strict=True):
             yield ranker if recency is None else with_recency(ranker, recency.weights(parts.train, times))
@@ -217,12 +223,21 @@ class _Kept(NamedTuple):
     """Fits of *params*, one for each split, and the nDCG of their best trial."""
 
     params: Params
-    rankers: list[Ranker]
+    rankers: list[_Scoring]
     ndcg: float
 
 
+def _fit(parts: Parts, params: Params) -> _Scoring:
+    """Fit *params* to the train part; of EASE, whose table of items is large, return the scores of the tested users."""
+    ranker = fit_parts(parts, params)
+    if not isinstance(ranker, EASE):
+        return ranker
+    users = parts.tested
+    return ScoresOfUsers(ranker.score(parts.seen[users], users), users)
+
+
 def measure(
-    splits: Sequence[Parts], rankers: Iterable[Ranker], popularity: Sequence[Popularity], k: int
+    splits: Sequence[Parts], rankers: Iterable[_Scoring], popularity: Sequence[Popularity], k: int
 ) -> tuple[Values, Spread]:
     """Return the nDCG of lists of *k* as served, one tested user of *splits* after the other, and their mean spread.
 

@@ -222,7 +222,6 @@ def tune(
     cost_s = announced_s(
         splits,
         cells,
-        growth=1.0 if tuning.cells else budget.growth(cells),
         tries_recency=tries_recency,
         is_evaluated=data.evaluation is not None,
     )

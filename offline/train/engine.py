@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from datetime import timedelta
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import msgspec
 
@@ -22,7 +22,7 @@ from hotplate.offline.train.item_based import (
     Neighbours,
 )
 from hotplate.offline.train.popularity import POPULARITY, Popularity, PopularityParams, Recency
-from hotplate.offline.train.ranking import RecentWeights
+from hotplate.offline.train.ranking import RecentWeights, ScoresOfUsers
 from hotplate.offline.train.spec import EngineSpec, OnIteration
 from hotplate.stores.folders import room_bytes
 
@@ -30,6 +30,7 @@ Engine = Literal["als", "ease", "neighbours", "popularity", "spark"]
 Params: TypeAlias = ALSParams | SparkParams | EASEParams | NeighbourParams | PopularityParams
 # A fitted model; its users and items are those of its matrix.
 Ranker: TypeAlias = Factors | EASE | Neighbours | Popularity
+ScoringT = TypeVar("ScoringT", bound=Ranker | ScoresOfUsers)
 
 
 def _fit_on_spark(
@@ -194,7 +195,7 @@ def fit(
     return with_recency(ranker, params.recency.weights(user_items, times))
 
 
-def with_recency(ranker: Ranker, weights: RecentWeights) -> Ranker:
+def with_recency(ranker: ScoringT, weights: RecentWeights) -> ScoringT:
     """Return *ranker* with scores combined with recent popularity; popularity is unchanged."""
     return ranker if isinstance(ranker, Popularity) else replace(ranker, recent=weights)
 

@@ -339,8 +339,8 @@ def _neighbours_past_edge(best_first: Sequence[NeighbourParams], items: int) -> 
     """Yield parameters to try next, near the best of those tried, which are in *best_first*, the best first.
 
     If the best have the largest or the smallest number of neighbours, of those with the same other parameters, they are
-    tried with more or fewer; a model of all *items* keeps at most 5 million similarities, for its memory. For the best
-    parameters of random walks (rp3beta), higher and lower powers are tried.
+    tried with more or fewer; a model of all *items* keeps at most 5 million similarities, for its memory. If the best
+    are of random walks (rp3beta), one of their two powers is tried a step higher or lower, too.
     """
     best = best_first[0]
     # Of parameters that differ from the best in the number of neighbours alone.
@@ -349,18 +349,12 @@ def _neighbours_past_edge(best_first: Sequence[NeighbourParams], items: int) -> 
     for scale in scales_past_edge(numbers, 5, 0.5):
         yield replace(best, neighbours=int(np.clip(scale * best.neighbours, 2, most_neighbours)))
 
-    walks = [params for params in best_first if params.weighting == "rp3beta"]
-    if walks:
-        yield from _powers_around(walks[0])
-
-
-def _powers_around(walk: NeighbourParams) -> Iterator[NeighbourParams]:
-    """Yield the parameters of a random walk (rp3beta) with one of its two powers a step higher or lower."""
-    for alpha_step, beta_step in ((_WALK_STEP, 0), (-_WALK_STEP, 0), (0, _WALK_STEP), (0, -_WALK_STEP)):
-        alpha = round(walk.walk_alpha + alpha_step, 2)
-        beta = round(walk.walk_beta + beta_step, 2)
-        if alpha > 0 and beta >= 0:
-            yield replace(walk, walk_alpha=alpha, walk_beta=beta)
+    if best.weighting == "rp3beta":
+        for alpha_step, beta_step in ((_WALK_STEP, 0), (-_WALK_STEP, 0), (0, _WALK_STEP), (0, -_WALK_STEP)):
+            alpha = round(best.walk_alpha + alpha_step, 2)
+            beta = round(best.walk_beta + beta_step, 2)
+            if alpha > 0 and beta >= 0:
+                yield replace(best, walk_alpha=alpha, walk_beta=beta)
 
 
 def _ease_s(_params: EASEParams, user_items: UserItems) -> float:

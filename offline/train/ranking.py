@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from functools import cache
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -221,6 +222,26 @@ def best_of_sparse(score_batch: Callable[[Indices], Any], rows: Indices, n: int,
         items[listed_rows, listed_ranks] = score_items[is_listed]
         scores[listed_rows, listed_ranks] = values[is_listed]
     return lists
+
+
+@dataclass(frozen=True, slots=True)
+class ScoresOfUsers:
+    """What a fitted model says of some *users*, in ascending order: its *table* of scores [users, items]."""
+
+    table: ScoreTable
+    users: Indices
+    recent: RecentWeights | None = None
+
+    recommend = recommend
+
+    @property
+    def shape(self) -> tuple[None, int]:
+        """Any users, and the number of items."""
+        return None, self.table.shape[1]
+
+    def score(self, _rows: UserItems, users: Indices) -> ScoreTable:
+        """Return scores [users, items]."""
+        return self.table[np.searchsorted(self.users, users)]
 
 
 def itself(ranker: RankerT, _user_items: UserItems) -> RankerT:

@@ -25,7 +25,7 @@ from hotplate.offline.search.trials import Trial, best_of_each_engine
 from hotplate.offline.search.tuning import Search, SearchData, TuneOptions, tune
 from hotplate.offline.train.als import ALSParams
 from hotplate.offline.train.engine import Params, Ranker, engine_of, params_from, without_recency
-from hotplate.offline.train.item_based import EASEParams, NeighbourParams
+from hotplate.offline.train.item_based import EASE, EASEParams, NeighbourParams
 from hotplate.offline.train.popularity import PopularityParams, Recency
 
 SMALL = ALSParams(factors=8, iterations=3)
@@ -173,15 +173,16 @@ def test_recency_is_tuned_on_time_splits_for_each_best_engine_and_saved(
     assert params_from("ease", tuned.record(None).trials[tuned.recommended].params) == chosen
 
 
-def test_lower_powers_of_recency_end_without_it() -> None:
-    best = replace(SMALL, recency=Recency(2.0, 0.125))
-    cells = next_cells_with_recency([trial(best, 0.5, 0.6)])
-    assert replace(best, recency=None) in cells
-    assert replace(best, recency=Recency(2.0, 0.25)) in cells
-    assert all(recency is None or recency.gamma >= 0.125 for recency in (cell.recency for cell in cells))
+def test_lower_powers_of_recency_are_tried_first_and_end_without_it() -> None:
+    best = trial(replace(SMALL, recency=Recency(2.0, 0.125)), 0.5, 0.6)
+    assert next_cells_with_recency([best]) == [SMALL]
 
-    plain = trial(replace(best, recency=None), 0.7, 0.8)
-    assert next_cells_with_recency([trial(best, 0.5, 0.6), plain]) == []
+    worse = trial(SMALL, 0.3, 0.4)
+    around = [Recency(4.0, 0.125), Recency(1.0, 0.125), Recency(2.0, 0.25)]
+    assert next_cells_with_recency([best, worse]) == [replace(SMALL, recency=recency) for recency in around]
+
+    better = trial(SMALL, 0.7, 0.8)
+    assert next_cells_with_recency([best, better]) == []
 
 
 def test_a_cell_without_recency_is_tried_in_time_only_after_the_powers_of_it(fashions: Matrix) -> None:
@@ -198,9 +199,7 @@ def test_only_the_engine_of_the_best_cell_goes_beyond_its_edge() -> None:
     assert cells_past_edge([PopularityParams()], 1000) == []
 
 
-def test_als_is_fitted_once_per_cell_and_split_with_recency_too(
-    fashions: Matrix, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_cells_are_fitted_once_per_split_with_recency_too(fashions: Matrix, monkeypatch: pytest.MonkeyPatch) -> None:
     fits: list[Params] = []
 
     def counted(parts: Parts, params: Params) -> Ranker:
@@ -208,13 +207,14 @@ def test_als_is_fitted_once_per_cell_and_split_with_recency_too(
         return fit_parts(parts, params)
 
     monkeypatch.setattr("hotplate.offline.search.trials.fit_parts", counted)
-    tuned = search(fashions, SplitOptions("by-time"), tuning=TuneOptions(engine="als"), defaults=SMALL)
-    plain = {without_recency(trial.params) for trial in tuned.trials}
+    tuned = search(fashions, SplitOptions("by-time"), tuning=TuneOptions(), defaults=SMALL)
+    plain = {without_recency(trial.params) for trial in tuned.trials if not isinstance(trial.params, PopularityParams)}
+    assert {engine_of(params) for params in plain} == {"als", "ease", "neighbours"}
     assert len(plain) < len(tuned.trials), "several recencies were tried"
     assert sorted(map(repr, fits)) == sorted(map(repr, [*plain] * 3)), "there are three splits"
 
 
-def test_fits_of_als_are_released_before_other_engines_get_recency(
+def test_large_fits_are_released_before_other_engines_get_recency(
     fashions: Matrix, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fits = Counter[Params]()
@@ -223,7 +223,7 @@ def test_fits_of_als_are_released_before_other_engines_get_recency(
 
     def watched(parts: Parts, params: Params) -> Ranker:
         fits[params] += 1
-        if not isinstance(params, ALSParams) and fits[params] > 3:  # the three splits were fitted before
+        if isinstance(params, NeighbourParams) and fits[params] > 3:  # the three splits were fitted before
             alive.append(sum(ranker() is not None for ranker in als))
         ranker = fit_parts(parts, params)
         if isinstance(params, ALSParams):
@@ -231,21 +231,36 @@ def test_fits_of_als_are_released_before_other_engines_get_recency(
         return ranker
 
     monkeypatch.setattr("hotplate.offline.search.trials.fit_parts", watched)
+    monkeypatch.setattr("hotplate.offline.search.trials._MOST_KEPT_BYTES", 0)
     search(fashions, SplitOptions("by-time"), tuning=TuneOptions(), defaults=SMALL)
     assert als
     assert alive
     assert not any(alive)
 
 
+def test_tables_of_ease_are_released_after_each_fit(fashions: Matrix, monkeypatch: pytest.MonkeyPatch) -> None:
+    tables = list[ReferenceType[object]]()
+
+    def watched(parts: Parts, params: Params) -> Ranker:
+        assert not any(table() is not None for table in tables)
+        ranker = fit_parts(parts, params)
+        assert isinstance(ranker, EASE)
+        tables.append(ref(ranker.weights))
+        return ranker
+
+    monkeypatch.setattr("hotplate.offline.search.trials.fit_parts", watched)
+    search(fashions, SplitOptions("by-time"), tuning=TuneOptions(engine="ease"))
+    assert len(tables) > 3
+
+
 def test_announced_cost_includes_the_final_fits(fashions: Matrix) -> None:
     parts = split(fashions.user_items, fashions.history, SplitOptions("by-time"))
     cells: list[Params] = [SMALL, EASEParams()]
     announced = [
-        announced_s([parts], cells, growth=1, tries_recency=False, is_evaluated=False),
-        announced_s([parts, parts], cells, growth=1, tries_recency=False, is_evaluated=False),
-        announced_s([parts, parts], cells, growth=1.5, tries_recency=False, is_evaluated=False),
-        announced_s([parts, parts], cells, growth=1.5, tries_recency=True, is_evaluated=False),
-        announced_s([parts, parts], cells, growth=1.5, tries_recency=True, is_evaluated=True),
+        announced_s([parts], cells, tries_recency=False, is_evaluated=False),
+        announced_s([parts, parts], cells, tries_recency=False, is_evaluated=False),
+        announced_s([parts, parts], cells, tries_recency=True, is_evaluated=False),
+        announced_s([parts, parts], cells, tries_recency=True, is_evaluated=True),
     ]
     assert announced == sorted(set(announced))
 
@@ -429,14 +444,19 @@ def test_users_with_more_pairs_than_a_search_takes_are_drawn_last(robots: int, m
         tune(data, TuneOptions((PopularityParams(),)))
 
 
-def test_the_powers_of_random_walks_are_searched() -> None:
-    tuned = search(to_matrix(sample(80, 120)), tuning=TuneOptions(engine="neighbours"))
-    walks = {
-        (trial.params.walk_alpha, trial.params.walk_beta)
-        for trial in tuned.trials
-        if isinstance(trial.params, NeighbourParams) and trial.params.weighting == "rp3beta"
+def test_the_powers_of_random_walks_are_searched_if_these_are_best() -> None:
+    walk = NeighbourParams("rp3beta", 100)
+    cosines = NeighbourParams("bm25", 100)
+    further = cells_past_edge([walk, cosines], 1000)
+    powers = {
+        (cell.walk_alpha, cell.walk_beta)
+        for cell in further
+        if isinstance(cell, NeighbourParams) and cell.weighting == "rp3beta"
     }
-    assert {(0.7, 0.3), (0.8, 0.3), (0.6, 0.3), (0.7, 0.4), (0.7, 0.2)} <= walks
+    assert {(0.8, 0.3), (0.6, 0.3), (0.7, 0.4), (0.7, 0.2)} <= powers
+    assert {cell.weighting for cell in cells_past_edge([cosines, walk], 1000) if isinstance(cell, NeighbourParams)} == {
+        "bm25"
+    }
 
 
 def test_cell_that_fails_to_fit_ranks_last(matrix: Matrix) -> None:
