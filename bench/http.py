@@ -1,7 +1,7 @@
 """The measurement of a service over HTTP: rounds at one rate, with the search for it, or a sweep of batches."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -88,7 +88,7 @@ def measure(plan: HttpPlan, display: ProgressDisplay) -> Report:
                 unmeasured = Report(kind="http", sentence="", configuration=plan.options.to_json())
                 return concluded(unmeasured, plan.popular_lists([sample]))
         measurement = _HttpMeasurement(plan, Runs(worker, display), display)
-        ending = until_stopped(measurement.run, measurement.results)
+        ending = until_stopped(measurement.run, measurement)
     return measurement.report(ending)
 
 
@@ -102,11 +102,9 @@ class _HttpMeasurement:
         self._trials = list[Trial]()
         self._rounds = list[Result]()
 
-    @property
-    def results(self) -> Sized:
-        """The rounds or, with other loads before them or instead, the trials."""
-        is_at_one_rate = not (self._plan.batches or self._plan.options.find_max)
-        return self._rounds if is_at_one_rate else self._trials
+    def __len__(self) -> int:
+        """Return the number of runs, without a warm-up."""
+        return len(self._trials) + len(self._rounds)
 
     def run(self) -> None:
         """Make a warm-up, then a trial for each size of batches, or else rounds at one rate.

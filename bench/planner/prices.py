@@ -5,6 +5,7 @@ https://learn.microsoft.com/rest/api/cost-management/retail-prices/azure-retail-
 """
 
 import datetime as dt
+import json
 import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
@@ -342,19 +343,22 @@ def _format_prices(
     machine = prices["cpu_hour"] or 0
     amounts = prices | {"cpu_hour": machine / MACHINE_CPUS, "autoscale_factor": factor}
 
-    command = f"hotplate plan --prices-from-azure {region} {currency}"
-    origin = f'region = "{region}"\ndate = {today}\nsource = "{RETAIL}"\nbasis = "listed"\nwithin = 0\n'
-    lines = [f"{HEAD} of {today}, by {command}", f'currency = "{currency}"', ""]
+    origin = {"region": region, "date": str(today), "source": RETAIL, "basis": "listed", "within": 0}
+    tables = [f'{HEAD} of {today}, by hotplate plan --prices-from-azure {region} {currency}\ncurrency = "{currency}"\n']
     for name, price in ours.named.items():
         amount = amounts.get(name)
         if amount is not None:
             per = f"{MACHINE} at {machine:g}" if name == "cpu_hour" else price.per
-            lines += [f"[{name}]", f"amount = {amount:.10g}", f'per = "{per}"', origin]
+            tables.append(_format_table(f"[{name}]", {"amount": amount, "per": per, **origin}))
 
     for size in ours.redis:
         node_hour = node_prices[size.name]
         if node_hour is not None:
-            lines += ["[[redis]]", f'name = "{size.name}"', f"amount = {node_hour:.10g}"]
-            lines += [*(f"{key} = {getattr(size, key)}" for key in ("gb", "vcpus", "shards", "gets_s")), ""]
-    lines += [f"[{REDIS_QUOTED}]", origin]  # the origin of all sizes of Redis
-    return "\n".join(lines)
+            kept = {key: getattr(size, key) for key in ("name", "gb", "vcpus", "shards", "gets_s")}
+            tables.append(_format_table("[[redis]]", {**kept, "amount": node_hour}))
+    return "\n".join([*tables, _format_table(f"[{REDIS_QUOTED}]", origin)])  # the origin of all sizes of Redis
+
+
+def _format_table(heading: str, values: Mapping[str, object]) -> str:
+    """Return a table of TOML; texts and numbers are written as in JSON."""
+    return "\n".join([heading, *(f"{key} = {json.dumps(value)}" for key, value in values.items()), ""])
