@@ -407,11 +407,11 @@ async def revise_catalogue(
     """
     pauses = Backoff(*PAUSES_S, min_jitter=0.0)
     swaps = _Swaps()
-    new_by_token = dict[str, Catalogue]()
+    tokens = set[str]()
     for _ in range(SWAP_ATTEMPTS):
         old = await _read_after(store, swaps)
-        if old.token in new_by_token:  # a failed swap was made after all
-            return new_by_token[old.token]
+        if old.token in tokens:  # a failed swap was made after all
+            return old
 
         if swaps.is_outcome_unknown(old) and (swaps.is_exhausted or not repeatable):
             await _check_nothing_to_change(revise, old, swaps)
@@ -427,7 +427,7 @@ async def revise_catalogue(
         # No change of the catalogue is to fail because of the log, as where slots of a cluster are being moved.
         records = [*records, *await changes_beside(store, old, revised, is_logged=not swaps.failures)]
         new = changes.succeed(old, revised, token=secrets.token_hex(8), store_id=secrets.token_hex(8))
-        new_by_token[new.token] = new
+        tokens.add(new.token)
 
         try:
             await store.swap(old, new, records)
