@@ -71,8 +71,7 @@ class GateRecord:
 
     def to_record(self) -> dict[str, Any]:
         """Return the entry `gates` of a manifest's record, as it is read back from JSON."""
-        record: dict[str, Any] = msgspec.to_builtins(self)
-        return record
+        return dict(msgspec.to_builtins(self))
 
 
 class AttributesEntry(TypedDict):
