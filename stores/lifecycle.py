@@ -33,6 +33,7 @@ from hotplate.stores.errors import (
 )
 from hotplate.stores.release_log import changes_beside
 from hotplate.stores.store import RecordChange, Store
+from hotplate.stores.timing import Retrier
 from hotplate.stores.verification import OnProgress, counted, read_servable, unreported
 
 log = logging.getLogger(__name__)
@@ -49,10 +50,8 @@ FAILING_S = 0.7
 # Time limit of reads that settle a failed swap.
 SETTLE_S = 5.0
 
-# First and longest pause after a lost race, after a failed swap, and between the reads that settle it.
-RACE_PAUSES_S = (0.001, 0.1)
-FAILURE_PAUSES_S = (0.02, 0.2)
-SETTLE_PAUSES_S = (0.05, 1.0)
+# First and longest pause after a lost race or a failed swap.
+PAUSES_S = (0.001, 0.2)
 
 # Between reads of the catalogue while services judge a release.
 PROBATION_POLL_S = 2.0
@@ -406,14 +405,13 @@ async def revise_catalogue(
 
     Raises CatalogueUnreadable if the store holds releases and its catalogue is gone.
     """
-    race_pauses = Backoff(*RACE_PAUSES_S, min_jitter=0.0)
-    failure_pauses = Backoff(*FAILURE_PAUSES_S)
+    pauses = Backoff(*PAUSES_S, min_jitter=0.0)
     swaps = _Swaps()
-    new_by_token = dict[str, Catalogue]()
+    tokens = set[str]()
     for _ in range(SWAP_ATTEMPTS):
         old = await _read_after(store, swaps)
-        if old.token in new_by_token:  # a failed swap was made after all
-            return new_by_token[old.token]
+        if old.token in tokens:  # a failed swap was made after all
+            return old
 
         if swaps.is_outcome_unknown(old) and (swaps.is_exhausted or not repeatable):
             await _check_nothing_to_change(revise, old, swaps)
@@ -429,17 +427,17 @@ async def revise_catalogue(
         # No change of the catalogue is to fail because of the log, as where slots of a cluster are being moved.
         records = [*records, *await changes_beside(store, old, revised, is_logged=not swaps.failures)]
         new = changes.succeed(old, revised, token=secrets.token_hex(8), store_id=secrets.token_hex(8))
-        new_by_token[new.token] = new
+        tokens.add(new.token)
 
         try:
             await store.swap(old, new, records)
         except ReleaseConflict:
-            await asyncio.sleep(race_pauses.next_s())
+            pass
         except StoreUnavailable as error:
             swaps.add_failure(error, old)
-            await asyncio.sleep(failure_pauses.next_s())
         else:
             return new
+        await asyncio.sleep(pauses.next_s())
     raise ReleaseConflict(f"the catalogue was changed by others {SWAP_ATTEMPTS} times; try again when it is quieter")
 
 
@@ -477,16 +475,10 @@ async def _read_after(store: Store, swaps: _Swaps) -> Catalogue:
     """
     if not swaps.failures:
         return await store.catalogue()
-
-    backoff = Backoff(*SETTLE_PAUSES_S)
-    give_up_at = loop_time() + SETTLE_S
-    while True:
-        try:
-            return await store.catalogue()
-        except StoreUnavailable as error:
-            if loop_time() >= give_up_at:
-                raise swaps.unknown() from error
-        await asyncio.sleep(backoff.next_s())
+    try:
+        return await Retrier(loop_time, for_s=SETTLE_S).call(store.catalogue)
+    except StoreUnavailable as error:
+        raise swaps.unknown() from error
 
 
 async def drop(store: Store, release: ReleaseRef) -> None:

@@ -6,7 +6,7 @@ write none.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NotRequired, TypedDict
 
@@ -71,7 +71,7 @@ class GateRecord:
 
     def to_record(self) -> dict[str, Any]:
         """Return the entry `gates` of a manifest's record, as it is read back from JSON."""
-        return asdict(self) | {"verdicts": [asdict(verdict) for verdict in self.verdicts]}
+        return dict(msgspec.to_builtins(self))
 
 
 class AttributesEntry(TypedDict):

@@ -1,6 +1,6 @@
 """Rehearsals of a publish: how many rows and bytes a release takes in a store, without writing to it."""
 
-import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
@@ -25,7 +25,7 @@ async def stand_in_for(store: Store) -> AsyncIterator[Store]:
     """
     with temporary_folder("rehearsal") as folder:
         catalogue = await store.catalogue()
-        stand_in = _StandIn(folder, store, catalogue)
+        stand_in = _StandIn(folder, store, catalogue.now - time.time())
         try:
             if catalogue.generation:
                 entry, records = ErasureLog(NOBODY).changes_for(await erased_from(store))
@@ -45,10 +45,9 @@ def plan_of(manifest: Manifest) -> Plan:
 class _StandIn(LmdbStore):
     """Files with the catalogue and the free space of another store."""
 
-    def __init__(self, folder: Path, store: Store, catalogue: Catalogue) -> None:
-        clock = asyncio.get_running_loop().time
-        began = clock()
-        super().__init__(folder, lambda: catalogue.now + clock() - began)
+    def __init__(self, folder: Path, store: Store, ahead_s: float) -> None:
+        """*ahead_s* is the clock of *store* minus ours."""
+        super().__init__(folder, lambda: time.time() + ahead_s)
         self._store = store
 
     async def create(self, draft: DraftRef, plan: Plan) -> None:

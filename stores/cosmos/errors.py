@@ -3,8 +3,6 @@
 StoreError
 ├── ReleaseNotFound
 │   └── ContainerMissing
-├── StoreThrottled
-│   └── ContainerPending
 ├── StoreThrottled, PartUnavailable
 │   └── CosmosThrottled
 └── PartUnavailable
@@ -52,8 +50,6 @@ MAX_MESSAGE_CHARACTERS = 300
 DEFAULT_RETRY_AFTER_S = 1.0
 # Longer delays are cut, because time limits do not end a pause.
 MAX_RETRY_AFTER_S = 30.0
-# Pause before a new container is tried again.
-PENDING_PAUSE_S = 0.25
 # Charges are summed up in counters, which an infinity would spoil.
 MAX_CHARGE_RU = 1e6
 CHARGE_HEADER = b"x-ms-request-charge"
@@ -102,13 +98,6 @@ CORRECT_CLOCK = "does not accept the time that this machine's clock shows; corre
 
 class ContainerMissing(ReleaseNotFound):
     """No such container or database, as after a prune of the release."""
-
-
-class ContainerPending(StoreThrottled):
-    """A replica does not know a new container yet; as after a 429, the request may be sent again after a pause."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(message, PENDING_PAUSE_S)
 
 
 class CosmosUnavailable(PartUnavailable):

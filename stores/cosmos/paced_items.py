@@ -9,15 +9,16 @@ from typing import TypeVar
 from hotplate.base.timing import RateLimiter
 from hotplate.stores.catalogue import Catalogue
 from hotplate.stores.cosmos.charges import Charges
-from hotplate.stores.cosmos.errors import DEADLINE_S, ContainerMissing, ContainerPending
+from hotplate.stores.cosmos.errors import DEADLINE_S, ContainerMissing
 from hotplate.stores.cosmos.items import CONTAINER, CosmosItem, item_bytes
 from hotplate.stores.cosmos.signed import NearestItem, SignedClient, VersionedItem, WriteResult
 from hotplate.stores.errors import StoreThrottled
 
 R = TypeVar("R", NearestItem, VersionedItem, WriteResult)
 
-# Some replicas answer 404 for a new container.
+# Some replicas answer 404 for a new container; pause before it is tried again.
 CONTAINER_VISIBLE_S = 60.0
+PENDING_PAUSE_S = 0.25
 # Delays before a missing item is read again, in case a replica lags.
 REPLICA_LAGS_S = (0.02, 0.1)
 
@@ -68,7 +69,7 @@ class PacedItems:
     together keep within the highest rate, and within a container's rate while no other is used.
 
     Each attempt is charged in advance by our table, corrected by the charge in the response. A 429 costs nothing, and
-    pauses all attempts as long as it says. Raises errors as `SignedClient`, and ContainerPending.
+    pauses all attempts as long as it says. Raises errors as `SignedClient`.
     """
 
     def __init__(
@@ -143,7 +144,7 @@ class PacedItems:
         """Send a request about an item once it fits into the rate; return its result.
 
         *expected_ru* is charged in advance, and corrected by the charge of the response. A ContainerMissing becomes
-        ContainerPending, which is repeated, if the container is so new that a replica may not know it yet.
+        StoreThrottled, which is repeated, if the container is so new that a replica may not know it yet.
         """
         rate_ru = max(self._rate_ru(container), min_rate_ru)
         await self._admit(expected_ru, rate_ru)
@@ -155,7 +156,7 @@ class PacedItems:
             raise
         except ContainerMissing as missing:
             if self._new_containers.includes(container):
-                raise ContainerPending(str(missing)) from missing
+                raise StoreThrottled(str(missing), PENDING_PAUSE_S) from missing
             raise
         self._limiter.correct(result.charge_ru - expected_ru, rate_ru)
         return result

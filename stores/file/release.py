@@ -17,7 +17,6 @@ import errno
 import logging
 import os
 import threading
-import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -56,9 +55,6 @@ FAILURES = (lmdb.Error, MemoryError, OSError)
 # Numbers of the errors of a full disk, or quota.
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
-# Age of a check that suffices for a scan.
-CHECK_HOLDS_S = 60.0
-
 # Pause after each stride of warming while another release is served: four times its CPU time.
 WARM_PAUSE_S = 0.004
 
@@ -86,7 +82,6 @@ class ReleaseFile:
         self.path = path
         self._identity = identity
         self._users = 0
-        self._intact_at = -inf
         self._meta = check_size(path)
         with translating_errors(path):
             self._env = self._inherited.get(identity) or _map(path)
@@ -167,12 +162,6 @@ class ReleaseFile:
             f"{key!r} cannot be read from {self.path} ({failure}); `hotplate releases verify` checks all of it; {HEAL}"
         )
 
-    async def check(self, max_age_s: float = 0.0) -> None:
-        """Compare every block with its checksum, unless done within *max_age_s*; ReleaseCorrupt if one changed."""
-        if time.monotonic() >= self._intact_at + max_age_s:
-            await check_whole(self.path)
-            self._intact_at = time.monotonic()
-
     async def warm(self, pause_s: float = 0.0) -> None:
         """Read as much of the file into memory as fits, with a pause of *pause_s* after each stride.
 
@@ -242,7 +231,7 @@ class ReleaseFile:
         os.close(self._file)
 
     def rows(self) -> Iterator[Row]:
-        """Yield all rows in order of key bytes; call `check` first, because a damaged page may end the process.
+        """Yield all rows in order of key bytes; call `check_whole` first, because a damaged page may end the process.
 
         Raises ReleaseCorrupt if a key is out of order or a page cannot be read. The scan's pages of the map are given
         back to the system every SCANNED_BYTES.

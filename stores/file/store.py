@@ -22,11 +22,11 @@ from hotplate.stores.errors import ReleaseNotFound, StoreError, StoreMisused
 from hotplate.stores.file.catalogue_file import NOT_A_FOLDER, CatalogueFile
 from hotplate.stores.file.draft import DraftFile, check_room, check_unsealed, file_bytes, lock_path, open_draft
 from hotplate.stores.file.release import (
-    CHECK_HOLDS_S,
     FAILURES,
     WARM_PAUSE_S,
     ReleaseFile,
     check_size,
+    check_whole,
     translating_errors,
 )
 from hotplate.stores.folders import (
@@ -206,7 +206,7 @@ class LmdbStore(Store):
     async def scan(self, release: ReleaseRef) -> AsyncGenerator[Row]:
         file = await self._opened(release)
         with file.held():
-            await file.check(CHECK_HOLDS_S)
+            await check_whole(file.path)
             for number, row in enumerate(file.rows(), start=1):
                 yield row
                 if number % SCANNED_AT_ONCE == 0:
@@ -216,7 +216,7 @@ class LmdbStore(Store):
         await asyncio.to_thread(check_size, self._sealed_path(release))
 
     async def check_integrity(self, release: ReleaseRef) -> None:
-        await (await self._opened(release)).check()
+        await check_whole(self._sealed_path(release))
 
     async def prepare(self, release: ReleaseRef) -> None:
         if not _exists(self._sealed_path(release)):  # `warm` reads it into memory
