@@ -246,10 +246,6 @@ class Connection(asyncio.Protocol, asyncio.Transport):
             self.since = monotonic()
             if self._answer_in_lane(data):
                 return
-            if self._is_whole_header(data):
-                self._hold(len(data), 0)
-                self._hand_over(data)
-                return
 
         if self.state is BODY:
             if not self._has_failed:
@@ -261,12 +257,6 @@ class Connection(asyncio.Protocol, asyncio.Transport):
                 self._feed_buffered()
         elif self.state is not CLOSING:
             self._receive_header(data)
-
-    def _is_whole_header(self, data: bytes) -> bool:
-        """Return whether *data* is one header that is not too large, and nothing else."""
-        if not data.endswith(HEADER_END) or data.find(HEADER_END) + len(HEADER_END) < len(data):
-            return False
-        return len(data) <= self._server.limits.header_bytes and data[:1].isalpha() and not self._unread
 
     def _receive_header(self, data: bytes) -> None:
         """Buffer bytes until a header is complete and the request before it is answered; limit the buffer.

@@ -48,13 +48,16 @@ class Body:
         """
         position = 0
         while position < len(data) and not self.is_complete:
-            content = min(self._content_left, len(data) - position)
-            self._content_left -= content
-            position += content
-            if not self.is_chunked:
-                self.is_complete = self._content_left == 0
-            elif position < len(data):
-                position = self._take_line(data, position)
+            received = len(data) - position
+            if self.is_chunked and self._content_left < received:
+                position = self._take_line(data, position + self._content_left)
+                if self._lines_left < 0:
+                    raise TooManyChunks
+            else:
+                content = min(self._content_left, received)
+                self._content_left -= content
+                position += content
+                self.is_complete = not self.is_chunked and self._content_left == 0
 
         self._bytes_left -= position
         if self._bytes_left < 0:
@@ -63,6 +66,13 @@ class Body:
 
     def _take_line(self, data: bytes, start: int) -> int:
         """Take the size of a chunk, a trailer, or the part of it that has arrived; return its end in *data*."""
+        self._content_left = 0
+        if not self._line and not self._in_trailers:  # the usual case, in half of the time: a flood has thousands
+            size = _match_size(data, start)
+            if size is not None and size.end() - start <= MAX_LINE_BYTES:
+                self._read_size(size[1])
+                return size.end()
+
         end = data.find(b"\n", start) + 1 or len(data)
         self._line += data[start:end]
         if len(self._line) > MAX_LINE_BYTES:
@@ -73,16 +83,18 @@ class Body:
         return end
 
     def _read_line(self, line: bytes) -> None:
-        self._lines_left -= 1
-        if self._lines_left < 0:
-            raise TooManyChunks
-        if self._in_trailers:
-            self.is_complete = line == LINE_END
-            return
         size = _match_size(line)
-        if size is None:
+        if self._in_trailers:
+            self._lines_left -= 1
+            self.is_complete = line == LINE_END
+        elif size is not None:
+            self._read_size(size[1])
+        else:
             raise MalformedBody("the size of a chunk is not a hexadecimal number")
-        content_bytes = int(size[1], 16)
+
+    def _read_size(self, digits: bytes) -> None:
+        self._lines_left -= 1
+        content_bytes = int(digits, 16)
         if content_bytes:
             self._content_left = content_bytes + len(LINE_END)
         else:
