@@ -149,11 +149,17 @@ def calls(client: Any) -> list[Callable[..., Any]]:  # noqa: ANN401 -- either cl
     ]
 
 
-def learnt(connect: Open, url: str, **options: Any) -> Any:  # noqa: ANN401 -- either client
+def learnt(connect: Open, url: str, **options: Any) -> Impatient:  # noqa: ANN401 -- of either client
     """Return a client that remembers the popular lists, with a short deadline from now on."""
     client = connect(url, **options)
     assert client.popular(segment="France").source == "popular"
     return Impatient(client)
+
+
+@pytest.fixture
+def client(proxy: FaultyProxy, connect: Open) -> Impatient:
+    """A client that remembers the popular lists, through a proxy."""
+    return learnt(connect, proxy.url)
 
 
 def test_each_method_returns_the_service_answer(service: Service, connect: Open) -> None:
@@ -216,9 +222,8 @@ def test_invalid_request_is_refused_despite_a_remembered_list(service: Service, 
     "fault", [*SILENCES, DROPPED, RESET, b"not HTTP\r\n\r\n", answer(200, b"[" * 100_000), answer(500)]
 )
 def test_popular_list_replaces_a_failing_service_within_the_deadline(
-    proxy: FaultyProxy, connect: Open, fault: str | bytes
+    client: Impatient, proxy: FaultyProxy, connect: Open, fault: str | bytes
 ) -> None:
-    client = learnt(connect, proxy.url)
     ignorant = connect(proxy.url, SHORT_S)
     proxy.fault = fault
     single, french, batch, *more = (in_time(call) for call in calls(client))
@@ -253,8 +258,9 @@ def test_restarted_service_is_used_again(folder: Path, connect: Open) -> None:
 
 
 @pytest.mark.parametrize("status", [429, 502, 503])
-def test_answer_without_lists_is_replaced_with_the_reason(proxy: FaultyProxy, connect: Open, status: int) -> None:
-    client = learnt(connect, proxy.url)
+def test_answer_without_lists_is_replaced_with_the_reason(
+    client: Impatient, proxy: FaultyProxy, connect: Open, status: int
+) -> None:
     ignorant = connect(proxy.url)
     proxy.fault = answer(status, REFUSAL, Retry_After="3600")
     proxy.requests.clear()
@@ -267,8 +273,7 @@ def test_answer_without_lists_is_replaced_with_the_reason(proxy: FaultyProxy, co
 
 
 @pytest.mark.parametrize("fault", [DROPPED, RESET])
-def test_failed_call_is_repeated_once_on_another_connection(proxy: FaultyProxy, connect: Open, fault: str) -> None:
-    client = learnt(connect, proxy.url)
+def test_failed_call_is_repeated_once_on_another_connection(client: Impatient, proxy: FaultyProxy, fault: str) -> None:
     proxy.requests.clear()
     connections = proxy.connections
     proxy.faults.append(fault)
@@ -280,8 +285,7 @@ def test_failed_call_is_repeated_once_on_another_connection(proxy: FaultyProxy, 
     assert len(proxy.requests) == 4
 
 
-def test_ids_of_an_iterator_are_left_out_of_a_remembered_list_too(proxy: FaultyProxy, connect: Open) -> None:
-    client = learnt(connect, proxy.url)
+def test_ids_of_an_iterator_are_left_out_of_a_remembered_list_too(client: Impatient, proxy: FaultyProxy) -> None:
     proxy.fault = DROPPED
     answer = client.recommendations("42", exclude=iter(["p1", "p3"]))
     assert (answer.source, ids(answer)) == ("memory", ["p2", "p4"])
@@ -471,8 +475,9 @@ async def test_closing_stops_the_renewal_of_popular_lists(proxy: FaultyProxy) ->
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
-def test_an_empty_list_is_not_remembered(proxy: FaultyProxy, connect: Open, monkeypatch: pytest.MonkeyPatch) -> None:
-    client = learnt(connect, proxy.url)
+def test_an_empty_list_is_not_remembered(
+    client: Impatient, proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
     proxy.fault = answer(200, b'{"items":[],"source":"popular","release":"r","tier":"t"}')
     monkeypatch.setattr(module, "REFRESH_S", 0.0)
     client.recommendations("42", timeout_s=AMPLE_S)  # with a list that is due again
@@ -483,9 +488,8 @@ def test_an_empty_list_is_not_remembered(proxy: FaultyProxy, connect: Open, monk
 
 @pytest.mark.parametrize(("limit", "bytes_for_two"), [("MAX_ANSWER_BYTES", 10), ("MAX_LIST_BYTES", 20)])
 def test_an_answer_without_an_end_is_cut_off(
-    proxy: FaultyProxy, connect: Open, monkeypatch: pytest.MonkeyPatch, limit: str, bytes_for_two: int
+    client: Impatient, proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch, limit: str, bytes_for_two: int
 ) -> None:
-    client = learnt(connect, proxy.url)
     monkeypatch.setattr(module, limit, 10)
     proxy.fault = TRICKLED_BODY
     answer = in_time(partial(client.recommendations, "42", timeout_s=AMPLE_S))
@@ -512,8 +516,7 @@ def test_the_longest_list_of_a_store_is_returned(tmp_path: Path, connect: Open) 
     assert [(answer.source, len(answer.items)) for answer in answers] == [("personal", 1000)] * 3
 
 
-def test_remembered_list_is_unaffected_by_caller_changes(proxy: FaultyProxy, connect: Open) -> None:
-    client = learnt(connect, proxy.url)
+def test_remembered_list_is_unaffected_by_caller_changes(client: Impatient, proxy: FaultyProxy) -> None:
     proxy.fault = DROPPED
     for _ in range(2):
         answer = client.recommendations("42")
@@ -522,8 +525,7 @@ def test_remembered_list_is_unaffected_by_caller_changes(proxy: FaultyProxy, con
 
 
 @pytest.mark.parametrize("method", ["recommendations", "similar", "batch"])
-def test_list_of_another_user_is_never_returned(proxy: FaultyProxy, connect: Open, method: str) -> None:
-    client = learnt(connect, proxy.url)
+def test_list_of_another_user_is_never_returned(client: Impatient, proxy: FaultyProxy, method: str) -> None:
     other = b'{"user":"43","item":"b","items":[{"id":"x","score":1.0}],"source":"personal","release":"r","tier":"t"}'
     proxy.fault = answer(200, b'{"release":"r","results":[%b]}' % other if method == "batch" else other)
     answers = getattr(client, method)(["42"] if method == "batch" else "42", timeout_s=AMPLE_S)

@@ -13,7 +13,7 @@ from hotplate.stores.connect import run_on
 from hotplate.stores.errors import StoreUnavailable
 from hotplate.stores.file.store import LmdbStore
 from hotplate.stores.store import Row
-from tests.support.command import failed, hotplate, json_of
+from tests.support.command import failed, hotplate, json_of, succeeded
 from tests.support.service import ids
 from tests.support.stores import lapse
 
@@ -51,9 +51,8 @@ def test_import_reads_files_as_one(tmp_path: Path) -> None:
     (tmp_path / "two.csv").write_text("9,a,0.75\n")
     columns = ["--user-column", "1", "--item-column", "2", "--score-column", "3"]
     arguments = ["--no-header", *columns, "--store", f"file://{tmp_path}/store"]
-    done = hotplate("import", tmp_path / "one.csv", tmp_path / "two.csv", *arguments)
-    assert done.returncode == 0
-    assert f"read 4 rows of {tmp_path / 'one.csv'} and {tmp_path / 'two.csv'}\n  1 left out: no user\n" in done.stdout
+    done = succeeded("import", tmp_path / "one.csv", tmp_path / "two.csv", *arguments)
+    assert f"read 4 rows of {tmp_path / 'one.csv'} and {tmp_path / 'two.csv'}\n  1 left out: no user\n" in done
     answer = json_of("lookup", "9", "--store", f"file://{tmp_path}/store")
     assert ids(answer) == ["a"]
 
@@ -106,4 +105,4 @@ def test_import_interrupted_by_a_lost_store_is_resumed(tmp_path: Path, monkeypat
     run_on(store, lapse)  # as a minute without the writer does
     done = json_of(*arguments, "--resume", entry["id"])["release"]
     assert (done["release"], done["counts"]) == (entry["id"], {"popular": 1, "user": users})
-    assert hotplate("releases", "verify", "--store", store).returncode == 0
+    succeeded("releases", "verify", "--store", store)

@@ -15,7 +15,7 @@ import pytest
 from hotplate.cli.terminal import run_interruptibly
 from hotplate.offline.search import trials
 from hotplate.stores.folders import scratch_folder
-from tests.support.command import hotplate
+from tests.support.command import hotplate, succeeded
 from tests.support.forked import Forked
 from tests.support.processes import run_process
 from tests.support.service import a_list, published, until
@@ -93,7 +93,7 @@ def test_an_interrupted_restore_or_repair_leaves_nothing_half_made(
     words = (*verb, "--store", f"file://{store}")
     assert interrupted(tmp_path, *words, stage=verb[1]) == (130, "")
     assert listed(store) == before
-    assert hotplate(*words).returncode == 0
+    succeeded(*words)
 
 
 def test_interrupted_training_says_what_the_next_one_continues_from(

@@ -18,7 +18,7 @@ from hotplate.base.extras import install_command
 from hotplate.cli.flags import settings_of
 from hotplate.cli.options import ImportFlags, ListFlags, TrainFlags
 from hotplate.serve.settings import ServiceSettings
-from tests.support.command import failed, hotplate, json_of
+from tests.support.command import failed, hotplate, json_of, succeeded
 from tests.support.paths import ROOT
 from tests.support.processes import run_process
 from tests.support.service import until
@@ -327,6 +327,6 @@ main()
     assert not (tmp_path / "plan.html").read_bytes().decode().isascii()
     (tmp_path / "link.toml").symlink_to("plan.toml")
     before = (tmp_path / "plan.toml").read_bytes()
-    assert hotplate("plan", "--users", "2000", "--peak-rps", "10", "--save", tmp_path / "link.toml").returncode == 0
+    succeeded("plan", "--users", "2000", "--peak-rps", "10", "--save", tmp_path / "link.toml")
     assert (tmp_path / "link.toml").is_symlink()
     assert (tmp_path / "plan.toml").read_bytes() != before

@@ -191,14 +191,14 @@ def check_activation_of_refused(store: str, live: str, refused: str) -> None:
         f"{refused} is live in {store}\n",
         f"{refused} was live already, and nothing was changed, in {store}\n",
     ]
-    assert hotplate("releases", "rollback", "--store", store).returncode == 0
+    succeeded("releases", "rollback", "--store", store)
 
 
 def test_imported_lists_pass_gates_too_and_have_no_metrics(tmp_path: Path) -> None:
     lists = tmp_path / "lists.csv"
     store = f"file://{tmp_path}/store"
     lists.write_text("user,item,score\nal,a,2\nal,b,1\nbo,a,1\n")
-    assert hotplate("import", lists, "--store", store, "--gate", "overlap=0.5").returncode == 0
+    succeeded("import", lists, "--store", store, "--gate", "overlap=0.5")
     live = live_in(store)
     lists.write_text("user,item,score\nal,c,2\nal,b,1\nbo,d,1\n")
     refused = hotplate("import", lists, "--store", store, "--gate", "overlap=0.5", "--gate", "shortest_list=2")
@@ -243,7 +243,7 @@ def test_gate_rejects_release_degraded_by_rules_and_reports_model_metric(tmp_pat
     (tmp_path / "frequent.txt").write_text("\n".join(frequent) + "\n")
     excluded = ("--exclude", tmp_path / "frequent.txt")
     publish = ("publish", model, "--store", store, "--gate", f"ndcg={0.9 * ndcg}", *excluded)
-    assert hotplate(*publish[:6]).returncode == 0, "without rules it passes"
+    succeeded(*publish[:6])
     live = live_in(store)
     refused = hotplate(*publish)
     failed(refused, "Gate ndcg: ", f"(as published; {ndcg:.4g} in training)", code=3)

@@ -340,7 +340,7 @@ def test_a_rollback_onto_a_file_that_was_cut_is_refused_unless_forced(tmp_path: 
     for verb in (["rollback"], ["activate", target], ["canary", target]):
         failed(hotplate("releases", *verb, "--store", url), f"Release {target} cannot be served", "was cut", "--force")
         assert (catalogue_of(url)["live"], catalogue_of(url)["canary"]) == (live, None)
-    assert hotplate("releases", "rollback", "--force", "--store", url).returncode == 0
+    succeeded("releases", "rollback", "--force", "--store", url)
     assert catalogue_of(url)["live"] == target
 
 
@@ -357,7 +357,7 @@ def test_a_rebuild_lists_what_services_refused(tmp_path: Path, url: str) -> None
 def test_an_import_leaves_a_running_canary_alone_and_exits_with_3(tmp_path: Path, url: str, lists: Path) -> None:
     live = releases(tmp_path / "store")
     canary = releases(tmp_path / "store", live=False)
-    assert hotplate("releases", "canary", canary, "--store", url).returncode == 0
+    succeeded("releases", "canary", canary, "--store", url)
     done = hotplate("import", lists, "--store", url, "--force")  # of other users
     assert (done.returncode, "is ready" in done.stdout) == (3, True)
     assert f"Release {canary} is the canary" in done.stderr
@@ -370,18 +370,18 @@ def test_an_import_leaves_a_running_canary_alone_and_exits_with_3(tmp_path: Path
     there = releases(tmp_path / "other")
     copied = hotplate("releases", "copy", "--from", other, "--to", url, there)
     failed(copied, f"end it with `hotplate releases activate {there} --end-canary`", code=3)
-    assert hotplate("import", lists, "--end-canary", "--force", "--store", url).returncode == 0
+    succeeded("import", lists, "--end-canary", "--force", "--store", url)
     assert catalogue_of(url)["canary"] is None
 
 
 def test_promotion_requires_the_canary_the_operator_saw(tmp_path: Path, url: str) -> None:
     live = releases(tmp_path / "store")
     seen, other = (releases(tmp_path / "store", live=False) for _ in range(2))
-    assert hotplate("releases", "canary", other, "--store", url).returncode == 0
+    succeeded("releases", "canary", other, "--store", url)
     for verb in ("promote", "abort"):
         failed(hotplate("releases", verb, seen, "--store", url), f"Release {seen} is not the canary any more")
     assert catalogue_of(url)["live"] == live
-    assert hotplate("releases", "promote", other, "--store", url).returncode == 0
+    succeeded("releases", "promote", other, "--store", url)
     assert catalogue_of(url)["live"] == other
 
 

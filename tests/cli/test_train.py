@@ -11,7 +11,7 @@ import pytest
 
 from hotplate.offline.input.sample import sample
 from hotplate.offline.model_folder import load
-from tests.support.command import failed, hotplate, json_of
+from tests.support.command import failed, hotplate, json_of, succeeded
 
 
 def unwrapped(text: str) -> str:
@@ -160,9 +160,8 @@ def test_prefer_takes_one_of_the_choices_that_are_printed(tmp_path: Path) -> Non
 
     effective = dict[str, float]()
     for prefer in ("accuracy", "balance", "variety"):
-        done = hotplate("train", tmp_path / "log.csv", "--out", tmp_path / "model", "--prefer", prefer)
-        assert done.returncode == 0, done.stderr
-        assert f"{prefer}, chosen" in done.stdout
+        done = succeeded("train", tmp_path / "log.csv", "--out", tmp_path / "model", "--prefer", prefer)
+        assert f"{prefer}, chosen" in done
         tuning = load(tmp_path / "model").search
         assert tuning is not None
         chosen = tuning.trials[tuning.best]

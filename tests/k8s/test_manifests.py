@@ -18,7 +18,7 @@ import yaml
 
 from hotplate.cli.run_work import read_job, read_pipeline
 from hotplate.offline.gates.bounds import bounds_of
-from tests.support.command import hotplate
+from tests.support.command import succeeded
 from tests.support.kubernetes import K8S, Object, built
 from tests.support.paths import ROOT
 from tests.support.policies import POLICIES, Cluster, name_of, objections
@@ -345,9 +345,8 @@ def autoscaler(folder: str) -> dict[str, Any]:
 def test_autoscaler_has_the_numbers_of_the_guides_plan() -> None:
     command = re.search(r"^    hotplate (plan (?:.*\\\n)*.*)$", GUIDE, re.MULTILINE)
     assert command
-    done = hotplate(*shlex.split(command[1].replace("\\\n", "")), "--json")
-    assert done.returncode == 0, done.stderr
-    facts = json.loads(done.stdout)
+    done = succeeded(*shlex.split(command[1].replace("\\\n", "")), "--json")
+    facts = json.loads(done)
     planned = {row["name"]: row["value"] for row in facts["inputs"] + facts["figures"]}
     (cpu,) = (metric["resource"]["target"] for metric in SHIPPED["metrics"])
     assert autoscaler("overlays/cosmos")["maxReplicas"] == planned["cosmos_hpa_most_pods"]

@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from hotplate.serve.api.routes import LISTS_TAG, OPERATIONS
 from hotplate.serve.metrics import OTHER
-from tests.support.command import hotplate
+from tests.support.command import succeeded
 from tests.support.cosmos_account import Account
 from tests.support.examples import PAGES, blocks
 from tests.support.kubernetes import tool
@@ -198,8 +198,7 @@ def run_pipeline(folder: Path) -> str:
         f'[publish]\nstore = "file://{folder}/run-store"\n\n'
         f'[run]\nwork = "work"\ntextfile = "{folder}/run.prom"\n'
     )
-    done = hotplate("run", folder / "nightly.toml")
-    assert done.returncode == 0, done.stderr
+    succeeded("run", folder / "nightly.toml")
     return (folder / "run.prom").read_text()
 
 

@@ -19,7 +19,7 @@ import yaml
 
 from hotplate.bench.process import free_port
 from hotplate.serve.access.keys import create
-from tests.support.command import hotplate
+from tests.support.command import succeeded
 from tests.support.kubernetes import K8S, tool
 from tests.support.monitoring import panel_expressions
 from tests.support.paths import ROOT
@@ -66,7 +66,7 @@ def test_backup_unit_keeps_a_week_and_records_success(tmp_path: Path) -> None:
     assert path.read_text().endswith(" 1\n")
     assert backed_up(tmp_path / "hotplate")
     (backup,) = set(backups.iterdir()) - {recent}
-    assert hotplate("releases", "verify", "--store", f"file://{backup}").returncode == 0
+    succeeded("releases", "verify", "--store", f"file://{backup}")
     (path,) = metrics.iterdir()
     name, value = path.read_text().split()
     assert (path.suffix, name) == (".prom", "hotplate_backup_last_success_timestamp_seconds")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from hotplate.serve.access.keys import create
-from tests.support.command import hotplate
+from tests.support.command import succeeded
 from tests.support.kubernetes import tool
 from tests.support.monitoring import RUNBOOK
 from tests.support.processes import run_process
@@ -50,9 +50,8 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> Ground:
     before, release = (published(folder / "store", {"user:42": a_list(mark, "c")}) for mark in ("a", "b"))
     prepared = Ground(folder, release)
     names = prepared.variables
-    assert hotplate("releases", "copy", "--from", names["STORE"], "--to", names["OTHER"]).returncode == 0
-    done = hotplate("releases", "canary", before, "--percent", "5", "--store", names["STORE"])
-    assert done.returncode == 0, done.stderr
+    succeeded("releases", "copy", "--from", names["STORE"], "--to", names["OTHER"])
+    succeeded("releases", "canary", before, "--percent", "5", "--store", names["STORE"])
     create(folder / "keys.json", "old", ["read"])
     return prepared
 
@@ -72,8 +71,7 @@ def test_runbook_command_has_its_effect(line: str, ground: Ground, tmp_path: Pat
         (tmp_path / "ground" / "store" / "catalogue.json").unlink()
     if "restore" in words:
         shutil.rmtree(tmp_path / "ground" / "store")
-    done = hotplate(*words)
-    assert done.returncode == 0, done.stderr
+    succeeded(*words)
 
 
 @pytest.mark.parametrize("line", REQUESTS)

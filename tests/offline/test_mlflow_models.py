@@ -7,7 +7,7 @@ import pytest
 
 from hotplate.offline.errors import DataError, SettingError
 from hotplate.offline.model_folder import save
-from tests.support.command import failed, hotplate, json_of
+from tests.support.command import failed, hotplate, json_of, succeeded
 from tests.support.interactions import checkerboard_model, write
 
 mlflow = pytest.importorskip("mlflow")
@@ -106,7 +106,7 @@ def test_run_with_a_withdrawn_release_leaves_the_alias(tmp_path: Path, monkeypat
     with monkeypatch.context() as patch:
         patch.setattr("hotplate.offline.job.prune", interrupt)
         assert run(items=19)["outcome"] == "interrupted"
-    assert hotplate("releases", "rollback", "--store", store).returncode == 0
+    succeeded("releases", "rollback", "--store", store)
     assert run(items=19)["outcome"] == "refused"
     assert str(mlflow.MlflowClient().get_model_version_by_alias("shop", "champion").version) == "1"
 

@@ -52,6 +52,13 @@ def model() -> Model:
     )
 
 
+@pytest.fixture
+def saved(model: Model, tmp_path: Path) -> Path:
+    """The folder of a saved model."""
+    save(model, tmp_path / "model")
+    return tmp_path / "model"
+
+
 def test_saved_model_is_loaded_unchanged(model: Model, tmp_path: Path) -> None:
     save(model, tmp_path / "deep" / "model")
     loaded = load(tmp_path / "deep" / "model")
@@ -96,13 +103,12 @@ def test_a_model_keeps_its_recency(params: Params, model: Model, tmp_path: Path)
     assert all(np.array_equal(array, other) for array, other in zip(kept, before, strict=True))
 
 
-def test_model_is_replaced_atomically(model: Model, tmp_path: Path) -> None:
-    save(model, tmp_path / "model")
-    (tmp_path / "model" / "stray").touch()
-    save(replace(model, evaluation=None), tmp_path / "model")
-    assert load(tmp_path / "model").evaluation is None
+def test_model_is_replaced_atomically(saved: Path, model: Model, tmp_path: Path) -> None:
+    (saved / "stray").touch()
+    save(replace(model, evaluation=None), saved)
+    assert load(saved).evaluation is None
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
-    assert not (tmp_path / "model" / "stray").exists()
+    assert not (saved / "stray").exists()
 
 
 def test_folder_that_is_not_a_model_is_never_overwritten(model: Model, tmp_path: Path) -> None:
@@ -122,17 +128,16 @@ def test_folder_that_is_not_a_model_is_never_overwritten(model: Model, tmp_path:
 
 
 def test_a_failure_to_write_leaves_the_old_model_and_no_draft(
-    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    saved: Path, model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    save(model, tmp_path / "model")
 
     def fail(*_: object, **__: object) -> None:
         raise OSError("192000 requested and 76768 written")  # as numpy says it
 
     monkeypatch.setattr("numpy.save", fail)
     with pytest.raises(DataError, match="the disk is full"):
-        save(replace(model, evaluation=None), tmp_path / "model")
-    assert load(tmp_path / "model").evaluation == model.evaluation
+        save(replace(model, evaluation=None), saved)
+    assert load(saved).evaluation == model.evaluation
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
@@ -157,44 +162,39 @@ def cut(path: Path) -> None:
     ["user_factors.npy", "users.parquet", "user_items.npz", "popular.parquet"],
 )
 @pytest.mark.parametrize("damage", [cut, Path.unlink])
-def test_a_model_with_a_part_cut_or_missing_is_refused(
-    model: Model, tmp_path: Path, name: str, damage: Callable[[Path], None]
-) -> None:
-    save(model, tmp_path / "model")
-    damage(tmp_path / "model" / name)
+def test_a_model_with_a_part_cut_or_missing_is_refused(saved: Path, name: str, damage: Callable[[Path], None]) -> None:
+    damage(saved / name)
     with pytest.raises(DataError, match=r"is cut or changed|is incomplete or damaged") as raised:
-        load(tmp_path / "model")
+        load(saved)
     assert name in str(raised.value)
 
 
-def test_a_changed_byte_of_any_part_is_refused_by_the_name_of_the_part(model: Model, tmp_path: Path) -> None:
-    save(model, tmp_path / "model")
-    for part in sorted((tmp_path / "model").iterdir()):
+def test_a_changed_byte_of_any_part_is_refused_by_the_name_of_the_part(saved: Path) -> None:
+    for part in sorted(saved.iterdir()):
         content = part.read_bytes()
         for place in range(0, len(content), len(content) // 12):
             part.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
             if part.name == "model.json" and content[place : place + 1].isspace():
                 continue
             with pytest.raises(ModelUnusable, match=re.escape(part.name)):
-                load(tmp_path / "model")
+                load(saved)
         part.write_bytes(content)
-    assert load(tmp_path / "model").params == PARAMS
+    assert load(saved).params == PARAMS
 
 
-def test_places_outside_of_a_matrix_are_refused_in_a_model_without_digests(model: Model, tmp_path: Path) -> None:
-    save(model, tmp_path / "model")
-    file = tmp_path / "model" / "model.json"
+def test_places_outside_of_a_matrix_are_refused_in_a_model_without_digests(saved: Path) -> None:
+    file = saved / "model.json"
     description = json.loads(file.read_text())
     del description["digests"], description["digest"]  # as in a model of an earlier version
     file.write_text(json.dumps(description))
-    assert load(tmp_path / "model").params == PARAMS
+    assert load(saved).params == PARAMS
 
-    similar = tmp_path / "model" / "similar.npz"
+    similar = saved / "similar.npz"
     arrays = dict(np.load(similar))
     arrays["indices"][0] = 20
     np.savez(similar, allow_pickle=False, **arrays)
     with pytest.raises(ModelUnusable, match="incomplete or damaged"):
-        load(tmp_path / "model")
+        load(saved)
 
 
 @pytest.mark.parametrize("part", ["items.parquet", "gone.parquet"])
@@ -242,53 +242,47 @@ def test_a_replaced_model_is_read_again_on_a_mount_without_inodes(
 
 
 def test_a_model_between_the_two_renames_of_a_writer_is_waited_for(
-    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    saved: Path, model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = tmp_path / "model"
-    save(model, path)
-    path.rename(tmp_path / ".model.old-7-0123abcd")
-    monkeypatch.setattr("time.sleep", lambda _s: save(replace(model, evaluation=None), path))
-    assert load(path).evaluation is None
+    saved.rename(tmp_path / ".model.old-7-0123abcd")
+    monkeypatch.setattr("time.sleep", lambda _s: save(replace(model, evaluation=None), saved))
+    assert load(saved).evaluation is None
 
 
 def test_a_model_that_a_killed_writer_moved_away_is_named(
-    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    saved: Path, model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    save(model, tmp_path / "model")
-    (tmp_path / "model").rename(tmp_path / ".model.old-7-0123abcd")
+    saved.rename(tmp_path / ".model.old-7-0123abcd")
     monkeypatch.setattr("time.sleep", lambda _s: None)
     with pytest.raises(DataError, match=r"a writer was killed .* \S+/\.model\.old-7-0123abcd; rename it to model"):
-        load(tmp_path / "model")
-    save(model, tmp_path / "model")
+        load(saved)
+    save(model, saved)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 def test_a_model_that_is_replaced_while_it_is_described_is_read_again(
-    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    saved: Path, model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = tmp_path / "model"
-    save(model, path)
     decode = msgspec.json.decode
 
     def replaced(text: bytes) -> object:
         monkeypatch.setattr("msgspec.json.decode", decode)
-        save(replace(model, titles={}), path)  # with files of other sizes
+        save(replace(model, titles={}), saved)  # with files of other sizes
         return decode(text)
 
     monkeypatch.setattr("msgspec.json.decode", replaced)
-    assert load(path).titles == {}
+    assert load(saved).titles == {}
 
 
-def test_parts_of_two_models_are_an_error(model: Model, tmp_path: Path) -> None:
-    save(model, tmp_path / "model")
-    file = tmp_path / "model" / "model.json"
-    np.save(tmp_path / "model" / "user_factors.npy", np.zeros((49, 4), dtype=np.float32))
+def test_parts_of_two_models_are_an_error(saved: Path) -> None:
+    file = saved / "model.json"
+    np.save(saved / "user_factors.npy", np.zeros((49, 4), dtype=np.float32))
     description = json.loads(file.read_text())
     del description["digests"], description["digest"]  # as in a model of an earlier version
-    description["files"]["user_factors.npy"] = (tmp_path / "model" / "user_factors.npy").stat().st_size
+    description["files"]["user_factors.npy"] = (saved / "user_factors.npy").stat().st_size
     file.write_text(json.dumps(description))
     with pytest.raises(DataError, match="do not belong together"):
-        load(tmp_path / "model")
+        load(saved)
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,9 @@ OWN = b'{"source":"personal"}'
 POPULAR = b'{"source":"popular"}'
 
 
+LEVEL = Level(ru=400, size_kb=1, charge_ru=1.0, publish_ru=6.25)
+
+
 def http(body: bytes) -> bytes:
     return b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
 
@@ -149,8 +152,7 @@ def throttling(level: Level, share_through: float) -> Callable[[float], LevelTri
 
 @pytest.mark.parametrize("emulated", [True, False])
 def test_level_beyond_this_machine_is_computed(*, emulated: bool) -> None:
-    level = Level(ru=400, size_kb=1, charge_ru=1.0, publish_ru=6.25)
-    measured_level = measure_level(level, throttling(level, 0.5), emulated=emulated)
+    measured_level = measure_level(LEVEL, throttling(LEVEL, 0.5), emulated=emulated)
     assert measured_level.is_computed
     assert measured_level.reads_per_s == 400
     assert "this machine" in measured_level.outcome.reason
@@ -165,16 +167,15 @@ def test_level_beyond_this_machine_is_computed(*, emulated: bool) -> None:
 
 def test_nearly_reached_level_keeps_its_measurement() -> None:
     """On two slow cores no level from 4,000 RU/s on had a p99, and the headline ended at 1,000 RU/s."""
-    level = Level(ru=400, size_kb=1, charge_ru=1.0, publish_ru=6.25)
     levels = list[float]()
-    slow = throttling(level, 0.87)
-    idle = Account(400, 1.0).attempt(level, 3)
+    slow = throttling(LEVEL, 0.87)
+    idle = Account(400, 1.0).attempt(LEVEL, 3)
 
     def attempt(share: float) -> LevelTrial:
         levels.append(share)
         return slow(share) if share == OVERLOAD else idle(share)
 
-    measured_level = measure_level(level, attempt, emulated=True)
+    measured_level = measure_level(LEVEL, attempt, emulated=True)
     assert levels[:3] == [OVERLOAD] * 3  # it is tried again
     assert not measured_level.is_computed
     reported_run = reported(measured_level)
@@ -189,8 +190,7 @@ def test_nearly_reached_level_keeps_its_measurement() -> None:
 
 def test_trial_interrupted_before_its_counted_seconds_is_reported() -> None:
     """Ctrl-C in the first second of the trial of latencies ended `bench ru` with a ValueError, without a report."""
-    level = Level(ru=400, size_kb=1, charge_ru=1.0, publish_ru=6.25)
-    complete = Account(400, 1.0).attempt(level, 3)
+    complete = Account(400, 1.0).attempt(LEVEL, 3)
 
     def attempt(share: float) -> LevelTrial:
         if share != CALM:
@@ -198,7 +198,7 @@ def test_trial_interrupted_before_its_counted_seconds_is_reported() -> None:
         result = complete(share).result
         return trial(share, replace(result, seconds=result.seconds[:1], interrupted=True), throttled=0)
 
-    measured_level = measure_level(level, attempt, emulated=True)
+    measured_level = measure_level(LEVEL, attempt, emulated=True)
     assert measured_level.at(CALM).result.seconds == ()
     planned = SweepPlan(SweepOptions(), levels=(400, 1_000, 4_000), sizes_kb=(1,), duration_s=6)
     sweep = Sweep(planned, levels=[measured_level])
@@ -212,22 +212,20 @@ def test_trial_interrupted_before_its_counted_seconds_is_reported() -> None:
 
 def test_unreachable_deadline_is_reported() -> None:
     """An account 70 ms away gave 0 of 400 reads/s, computed, and exit code 0."""
-    level = Level(ru=400, size_kb=1, charge_ru=1.0, publish_ru=6.25)
-    attempt = throttling(level, 0.0)
+    attempt = throttling(LEVEL, 0.0)
 
     def far(share: float) -> LevelTrial:
         trial = attempt(share)
         return replace(trial, timeouts=trial.result.due)
 
-    reported_run = reported(measure_level(level, far, emulated=False), account="cosmos://account/db")
+    reported_run = reported(measure_level(LEVEL, far, emulated=False), account="cosmos://account/db")
     assert reported_run.exit_code == 1
     assert "met the service's deadline of 50 ms: the account is too far away" in reported_run.failures[0]
 
 
 def test_answer_is_about_the_highest_requested_level() -> None:
-    level = Level(ru=400, size_kb=1, charge_ru=1.0, publish_ru=6.25)
-    attempt = Account(400, 1.0).attempt(level, 3)
-    small = measure_level(level, attempt, emulated=True)
+    attempt = Account(400, 1.0).attempt(LEVEL, 3)
+    small = measure_level(LEVEL, attempt, emulated=True)
     reported_run = reported(small, replace(small, ru=11_000, trials=(), outcome=COMPUTED_FOR("this machine is slow")))
     assert reported_run.sentence == (
         "On an emulator, 100 RU/s carry 100 reads/s of 1 KB for 5.84 USD a month; "
@@ -275,23 +273,21 @@ def test_a_plan_plots_a_curve_for_each_size_of_lists() -> None:
 
 
 def test_level_with_a_late_generator_has_no_latency() -> None:
-    level = Level(ru=400, size_kb=1, charge_ru=1.0, publish_ru=6.25)
-    attempt = Account(400, 1.0).attempt(level, 3)
+    attempt = Account(400, 1.0).attempt(LEVEL, 3)
 
     def late(share: float) -> LevelTrial:
         return replace(trial := attempt(share), result=delayed(trial.result))
 
-    reported_run = reported(measure_level(level, late, emulated=True))
+    reported_run = reported(measure_level(LEVEL, late, emulated=True))
     assert row(reported_run, "p99").value is None
     assert any("the generator itself was 30 ms late" in note for note in reported_run.notes)
 
 
 def test_popular_lists_at_90_percent_load_break_the_run_of_an_account() -> None:
-    level = Level(ru=400, size_kb=1, charge_ru=1.0, publish_ru=6.25)
-    full = Account(400, 1.0).attempt(level, 3)
-    lossy = throttling(level, 0.8)
+    full = Account(400, 1.0).attempt(LEVEL, 3)
+    lossy = throttling(LEVEL, 0.8)
     measured_level = measure_level(
-        level, lambda share: full(share) if share == OVERLOAD else lossy(share), emulated=False
+        LEVEL, lambda share: full(share) if share == OVERLOAD else lossy(share), emulated=False
     )
     reported_run = reported(measured_level, account="cosmos://account/db")
     assert reported_run.exit_code == 3

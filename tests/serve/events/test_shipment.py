@@ -13,7 +13,7 @@ from hotplate.serve.events.report import PositionCounts, report
 from hotplate.serve.events.shipment import ship
 from hotplate.stores.errors import WrittenByNewer
 from hotplate.stores.event_log import LogSegment, line_of, segments
-from tests.support.command import failed, hotplate
+from tests.support.command import failed, hotplate, succeeded
 from tests.support.event_log import ids, written
 
 
@@ -137,7 +137,7 @@ def test_commands_report_and_ship_events(reported: Path) -> None:
     rows = json.loads(hotplate("events", "report", reported, "--json").stdout)["rows"]
     assert rows[0]["ctr"] == pytest.approx(1 / 12)
     assert rows[0]["interval"] == pytest.approx([0.0149, 0.3539], abs=1e-4)
-    assert hotplate("events", "ship", reported, "--to", reported / "there").returncode == 0
+    succeeded("events", "ship", reported, "--to", reported / "there")
     failed(hotplate("events", "report", reported / "none"), "does not exist", code=2)
     still_open.close()
 
