@@ -29,7 +29,7 @@ from hotplate.stores.cosmos.signed import SignedClient
 from hotplate.stores.errors import StoreClosed, StoreUnavailable
 from hotplate.stores.redis import store as redis_store
 from hotplate.stores.redis import url as redis_url
-from hotplate.stores.redis.client import settings_of
+from hotplate.stores.redis.client import ServerConnection, settings_of
 from hotplate.stores.redis.deployment import Deployment
 from hotplate.stores.redis.errors import translated
 from hotplate.stores.redis.keys import SEALED, Keys
@@ -49,7 +49,12 @@ class ReadByRedisPy(redis_store.RedisStore):
 
     def __init__(self, address: redis_url.RedisAddress) -> None:
         super().__init__(Deployment(address))
-        pool = BlockingConnectionPool(max_connections=MAX_CONNECTIONS, timeout=READ_TIMEOUT_S, **settings_of(address))
+        pool = BlockingConnectionPool(
+            max_connections=MAX_CONNECTIONS,
+            timeout=READ_TIMEOUT_S,
+            connection_class=ServerConnection,
+            **settings_of(address),
+        )
         self._redis = Redis.from_pool(pool)  # which closes it
         self._where = address.shown
         self._names = Keys(address.prefix)
@@ -64,7 +69,7 @@ class ReadByRedisPy(redis_store.RedisStore):
         """See `Reader.get_many`."""
         names = self._names.release(release)
         try:
-            state, *rows = await self._redis.mget([names.state, *names.rows(keys)])
+            state, *rows = await self._redis.mget([names.state, *names.located(keys).names])
         except RedisError as error:
             raise translated(error, self._where) from error
         if state is None or (state != SEALED and None in rows):

@@ -7,8 +7,9 @@ WAIT and ASKING hold for a connection.
 
 import asyncio
 import ssl
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Any, cast
 
@@ -148,7 +149,7 @@ async def connect_to_reader(connection: AbstractConnection) -> None:
 
 
 def settings_of(address: RedisAddress, credentials: CredentialProvider | None = None) -> dict[str, Any]:
-    """Return the arguments of redis-py's connections to an address, and under `connection_class` their class.
+    """Return the arguments of connections to an address.
 
     *credentials* replace the address's user and password.
     """
@@ -162,7 +163,6 @@ def settings_of(address: RedisAddress, credentials: CredentialProvider | None = 
         "retry": NO_RETRIES,
         "socket_timeout": None,  # callers have time limits
         "socket_connect_timeout": CONNECT_TIMEOUT_S,
-        "connection_class": ServerConnection,
         "tls": address.tls,
         "ca": address.ca,
         "certified_as": address.certified_as,
@@ -174,13 +174,6 @@ def settings_of(address: RedisAddress, credentials: CredentialProvider | None = 
     else:
         settings |= login_of(address)
     return settings
-
-
-def new_connection(settings: Mapping[str, Any]) -> ServerConnection:
-    """Return a connection, which is not open yet, with the settings of `settings_of`."""
-    settings = dict(settings)
-    connection: ServerConnection = settings.pop("connection_class")(**settings)
-    return connection
 
 
 def login_of(address: RedisAddress) -> dict[str, Any]:
@@ -208,7 +201,7 @@ class Session:
         self.where = address.shown
         self._client = client
         self._connection = connection
-        self._prefix: tuple[Command, ...] = (("ASKING",),) if asking else ()
+        self._is_asking = asking
 
     async def execute(self, *command: str | bytes | int) -> Any:  # noqa: ANN401 -- any reply
         """Send a command; raises StoreError, or redis-py's AskError and MovedError."""
@@ -231,12 +224,17 @@ class Session:
         if not connection.is_connected:
             raise StoreUnavailable(f"{self.where} has closed the connection")
 
-        packed = self._pack(commands)
+        sent = commands
+        if self._is_asking:
+            sent = tuple(chain.from_iterable((("ASKING",), command) for command in commands))
+        # An asyncio connection of redis-py packs in ten times the time.
+        packed = [hiredis.pack_command((*str(name).split(), *args)) for name, *args in sent]  # type: ignore[arg-type]  # its stub says a tuple of one
+
         # After any failure below, replies that are still under way would be taken for those of later commands.
         try:
             async with asyncio.timeout(COMMAND_TIMEOUT_S):
                 await connection.send_packed_command(packed, check_health=False)
-                return [await self._read(str(command[0])) for command in commands]
+                replies = [await self._read(str(name)) for name, *_ in sent]
         except (RedisError, TimeoutError) as error:
             connection.abort()
             raise translated(error, self.where) from error
@@ -244,25 +242,12 @@ class Session:
             connection.abort()
             raise StoreUnavailable(f"{self.where} replied in an unknown format; the connection was closed") from error
 
-    def _pack(self, commands: Sequence[Command]) -> list[bytes]:
-        """Encode commands, each after the prefix; an asyncio connection of redis-py does it in ten times the time."""
-        packed = list[bytes]()
-        for name, *args in commands:
-            words = str(name).split()  # as in CONFIG GET
-            for command in (*self._prefix, (*words, *args)):
-                packed.append(hiredis.pack_command(command))  # type: ignore[arg-type]  # its stub says a tuple of one
-        return packed
+        if not self._is_asking:
+            return replies
+        pairs = zip(replies[::2], replies[1::2], strict=True)
+        return [refusal if isinstance(refusal, StoreError) else reply for refusal, reply in pairs]
 
     async def _read(self, command: str) -> Any:  # noqa: ANN401 -- any reply
-        """Read the replies to the prefix and to a command, which the server sends also if it refuses the prefix.
-
-        Returns the reply to the command, or the refusal of the prefix; errors that end the connection are raised.
-        """
-        refusals = [await self._read_one(str(name)) for (name, *_) in self._prefix]
-        reply = await self._read_one(command)
-        return next((refusal for refusal in refusals if isinstance(refusal, StoreError)), reply)
-
-    async def _read_one(self, command: str) -> Any:  # noqa: ANN401 -- any reply
         """Read the reply to a command; an error is its reply, unless it ends the connection."""
         try:
             return await self._client.parse_response(self._connection, command)

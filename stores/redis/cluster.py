@@ -3,10 +3,11 @@
 Reads by redis-py's cluster client take 2.2 times the CPU of a GET of the service, so it is not used.
 """
 
-import asyncio
 import random
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
+from ipaddress import ip_address
 from typing import Any
 
 from redis.crc import REDIS_CLUSTER_HASH_SLOTS
@@ -14,9 +15,8 @@ from redis.exceptions import MovedError
 
 from hotplate.stores.errors import StoreError, StoreMisused, StoreUnavailable
 from hotplate.stores.redis.client import connect_to_reader
-from hotplate.stores.redis.credentials import Credentials
-from hotplate.stores.redis.deployment import DISCOVERY_TIMEOUT_S, Deployment, RedisNode, Shard
-from hotplate.stores.redis.url import ClusterAddress, RedisAddress
+from hotplate.stores.redis.deployment import Deployment, RedisNode, Shard
+from hotplate.stores.redis.url import RedisAddress
 
 NO_CLUSTER = "cluster support disabled"  # how a single server refuses CLUSTER SLOTS
 
@@ -28,18 +28,22 @@ class Cluster(Deployment):
     expects_replicas = True
     set_up_replica = staticmethod(connect_to_reader)
 
-    def __init__(self, cluster: ClusterAddress, credentials: Credentials | None = None) -> None:
-        super().__init__(cluster.node, credentials)
-        self._cluster = cluster
-        self._seeds = [RedisNode(host, port) for host, port in cluster.seeds]
-
     async def named_replicas(self, primary: tuple[str, int]) -> int:
         with suppress(StoreError):  # then the slots of the last discovery are used
             await self.discover()
         return await super().named_replicas(primary)
 
     def address(self, node: RedisNode) -> RedisAddress:
-        return self._cluster.at(node.host, node.port)
+        """Return the address of a node.
+
+        Nodes of managed services announce IP addresses, but their certificates hold only the first seed's name.
+        """
+        seeds = self.common.seeds
+        certified_as = None
+        if _is_ip(node.host) and node not in seeds:
+            certified_as = next((host for host, _ in seeds if not _is_ip(host)), None)
+        shown = f"the node {node} of {self.shown}"
+        return replace(self.common, shown=shown, host=node.host, port=node.port, certified_as=certified_as)
 
     def follow_moved(self, moved: MovedError, sender: RedisNode) -> RedisNode:
         """Record that another node has a slot now, and return it; without a host, it is another port of *sender*.
@@ -63,13 +67,10 @@ class Cluster(Deployment):
         Raises StoreError.
         """
         known_nodes = random.sample(sorted(self.nodes), len(self.nodes))
-        nodes = dict.fromkeys([*known_nodes, *self._seeds])
+        nodes = dict.fromkeys([*known_nodes, *(RedisNode(host, port) for host, port in self.common.seeds)])
         for node in sorted(nodes, key=self._failed.__contains__):
             try:
-                async with asyncio.timeout(DISCOVERY_TIMEOUT_S):
-                    described = await self._described_by(node)
-            except TimeoutError:
-                failure: StoreError = StoreUnavailable(f"{self.address(node).shown} did not answer in time")
+                (described,) = await self.server(node).ask(("CLUSTER SLOTS",))
             except StoreError as error:
                 failure = error
             else:
@@ -79,12 +80,6 @@ class Cluster(Deployment):
             shown = self.address(node).shown
             raise StoreMisused(f"{shown} is not a node of a cluster; write redis:// instead") from failure
         raise failure
-
-    async def _described_by(self, node: RedisNode) -> Sequence[Any]:
-        """Return a node's reply to CLUSTER SLOTS: lists of the first and last slot, the primary and the replicas."""
-        async with self.server(node).session() as session:
-            described: Sequence[Any] = await session.execute("CLUSTER SLOTS")
-        return described
 
     def _follow(self, described: Sequence[Any], sender: RedisNode) -> None:
         """Take over the slots as *sender* describes them. Raises StoreUnavailable."""
@@ -102,3 +97,10 @@ class Cluster(Deployment):
             raise StoreUnavailable(f"{shown} described its slots in an unknown format") from error
         self.shards = shards
         self.note_nodes(nodes, primaries)
+
+
+def _is_ip(host: str) -> bool:
+    try:
+        return bool(ip_address(host))
+    except ValueError:
+        return False

@@ -20,7 +20,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from math import inf
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
 from redis.exceptions import AskError, MovedError
@@ -35,14 +35,10 @@ from hotplate.stores.redis.server import Server
 from hotplate.stores.redis.url import RedisAddress, show
 from hotplate.stores.store import Finding
 
-if TYPE_CHECKING:
-    from hotplate.stores.redis.multiplexed import Reconnector
-
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-DISCOVERY_TIMEOUT_S = 1.0  # per node or sentinel
 DISCOVERY_PAUSES_S = (0.1, 1.0)  # first and longest between discoveries
 SETTLE_PAUSE_S = 0.1  # between waits for replicas
 CALM_S = 5.0  # time without a new discovery that resets the pauses
@@ -73,11 +69,8 @@ class _Target(NamedTuple):
     is_asking: bool = False
 
 
-class _ServerKey(NamedTuple):
-    """A server, and whether it is only read from, over other connections than as a primary."""
-
-    node: RedisNode
-    is_replica: bool
+_ServerKey = tuple[RedisNode, bool]
+"""A server, and whether it is only read from, over other connections than as a primary."""
 
 
 class Deployment:
@@ -116,8 +109,8 @@ class Deployment:
 
         self.nodes = set[RedisNode]()
         self.primaries: Sequence[RedisNode] = ()
-        self.primary_reads: Reconnector | None = None
-        """The connection for reads of the only primary, once it is known; None in a cluster."""
+        self.only_primary: Server | None = None
+        """The connections to the only primary, once it is known; None in a cluster."""
 
         self.has_replicas = False
         """Whether a replica is known now."""
@@ -177,7 +170,7 @@ class Deployment:
         """Take over the servers of a deployment with one primary."""
         self.shards = [shard] * REDIS_CLUSTER_HASH_SLOTS
         self.note_nodes(set(shard), {shard[0]})
-        self.primary_reads = self.server(shard[0]).reads
+        self.only_primary = self.server(shard[0])
 
     def note_nodes(self, nodes: set[RedisNode], primaries: set[RedisNode]) -> None:
         """Take over the nodes; log a change of the primaries."""
@@ -221,7 +214,7 @@ class Deployment:
         server is added, and when credentials are renewed: each change of addresses would leave connections behind.
         """
         self.lifetime.check()
-        key = _ServerKey(node, replica)
+        key = (node, replica)
         server = self._servers.get(key)
         if server is None:
             if node in self.nodes:  # nodes that import their first slots are unknown, but in use
@@ -231,12 +224,13 @@ class Deployment:
         return server
 
     def _new_server(self, key: _ServerKey) -> Server:
-        address = self.address(key.node)
-        set_up = self.set_up_replica if key.is_replica else self.set_up_primary
+        node, is_replica = key
+        address = self.address(node)
+        set_up = self.set_up_replica if is_replica else self.set_up_primary
         return Server(address, {**settings_of(address, self.credentials), "redis_connect_func": set_up})
 
     def _retire_removed(self) -> None:
-        removed = [key for key in self._servers if key.node not in self.nodes]
+        removed = [key for key in self._servers if key[0] not in self.nodes]
         for key in removed:
             self._retire(self._servers.pop(key))
 
@@ -399,14 +393,14 @@ class Deployment:
         former = self._servers[key]
         server = self._new_server(key)
         try:
-            if former.reads.current is not None or former.reads.is_in_use:
-                await server.reads.connection()
+            if former.reads is not None or former.is_in_use:
+                await server.open_reads()
         except BaseException:
             await server.close()
             raise
         self._servers[key] = server
-        if self.primary_reads is former.reads:
-            self.primary_reads = server.reads
+        if self.only_primary is former:
+            self.only_primary = server
         self._retire(former)
 
     async def close(self) -> None:

@@ -39,9 +39,8 @@ PROTECTED = "DENIED "
 LACKING = "the Redis user of {where} lacks a permission: {error}; docs/redis.md has the rights of users"
 
 # For each error of redis-py, most specific first, the error of stores and its sentence.
-MEANINGS: dict[type[Exception], tuple[type[StoreError], str]] = {
-    TimeoutError: (StoreUnavailable, "{where} did not answer in time"),
-    exceptions.TimeoutError: (StoreUnavailable, "{where} did not answer in time"),
+MEANINGS: dict[type[Exception] | tuple[type[Exception], ...], tuple[type[StoreError], str]] = {
+    (TimeoutError, exceptions.TimeoutError): (StoreUnavailable, "{where} did not answer in time"),
     exceptions.OutOfMemoryError: (
         StoreFull,
         "{where} has reached its maxmemory; raise it, prune releases and killed publishes, or publish shorter lists",

@@ -57,32 +57,26 @@ class StateGroup(NamedTuple):
 class ReleaseKeys:
     """Names of one release's keys.
 
-    By bucket, `heads` are the beginnings of the names (`raw_heads` in bytes), and `slots` their slots in a cluster.
+    By bucket, `heads` are the beginnings of the names, and `slots` their slots in a cluster.
     `state`, `points` and the lists of keys are those of the first bucket.
     """
 
     def __init__(self, prefix: str, incarnation: str, *, clustered: bool) -> None:
         """If *clustered*, the states of different buckets are in different slots, so each is a group."""
-        self.heads = tuple(f"{prefix}:{{{incarnation}.{bucket}}}:" for bucket in range(BUCKETS))
-        self.raw_heads = tuple(head.encode() for head in self.heads)
-        self.slots = tuple(map(key_slot, self.raw_heads))
-        states = tuple(head + "@state" for head in self.heads)
-        first = self.heads[0]
+        heads = [f"{prefix}:{{{incarnation}.{bucket}}}:" for bucket in range(BUCKETS)]
+        self.heads = tuple(head.encode() for head in heads)
+        self.slots = tuple(map(key_slot, self.heads))
+        states = tuple(head + "@state" for head in heads)
+        first = heads[0]
         self.groups: tuple[StateGroup, ...] = (StateGroup(states, first + "@dropping"),)
         if clustered:
-            pairs = zip(self.heads, states, strict=True)
+            pairs = zip(heads, states, strict=True)
             self.groups = tuple(StateGroup((state,), head + "@dropping") for head, state in pairs)
         self.state = first + "@state"
         self.points = first + "@points"
         self.row_list = first + "@keys"
         self.meta_list = first + "@meta"
         self.lists = (self.row_list, self.meta_list)
-
-    def rows(self, keys: Iterable[str]) -> list[str]:
-        """Return the names of rows as text, a sixth faster for MGET; raises UnicodeEncodeError."""
-        heads = self.heads
-        mask = BUCKETS - 1
-        return [heads[xxh3_64_intdigest(key.encode()) & mask] + key for key in keys]
 
     def located(self, keys: Sequence[str]) -> LocatedRows:
         """Return the names of rows in Redis, and the buckets over which a hash spreads them, in the order of *keys*.
@@ -91,7 +85,7 @@ class ReleaseKeys:
         and the row's key, such as `hotplate:{7f3a0c5e9d12.17}:user:42`. A key with surrogates, which are invalid text,
         gets a name that no row has.
         """
-        heads = self.raw_heads
+        heads = self.heads
         mask = BUCKETS - 1
         try:
             raw = [key.encode() for key in keys]

@@ -9,24 +9,22 @@ without waiting for the replies to earlier ones, which arrive in the same order.
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
 from typing import Any, cast
 
 import hiredis
 from redis.asyncio.connection import DefaultParser
-from redis.exceptions import AskError, ConnectionError, ReadOnlyError, RedisError  # noqa: A004 -- redis-py's name
+from redis.exceptions import AskError, ConnectionError, ReadOnlyError  # noqa: A004 -- redis-py's name
 
-from hotplate.stores.concurrency import SharedCall, other_loop
+from hotplate.stores.concurrency import other_loop
 from hotplate.stores.errors import StoreError, StoreUnavailable
-from hotplate.stores.redis.client import CONNECT_TIMEOUT_S, ServerConnection, new_connection
+from hotplate.stores.redis.client import ServerConnection
 from hotplate.stores.redis.errors import ReadElsewhere, translated
 from hotplate.stores.store import ReadResult
 
 log = logging.getLogger(__name__)
-
-RECONNECT_PAUSES_S = (0.05, 2.0)  # first and longest between attempts to connect; callers fail immediately
 
 # Types of a value that was read; None is an absent one.
 VALUES = frozenset({bytes, type(None)})
@@ -231,74 +229,3 @@ class Multiplexer(asyncio.Protocol):
             replies = self._pending.popleft().replies
             if not replies.done():
                 replies.set_exception(StoreUnavailable(self.error))
-
-
-class Reconnector:
-    """Keeps one connection to a server; reconnects with backoff, while callers fail immediately."""
-
-    def __init__(self, where: str, settings: Mapping[str, Any]) -> None:
-        """*where* names the server in errors; *settings* are those of `client.settings_of`."""
-        self._where = where
-        self._settings = settings
-        self._connection: Multiplexer | None = None
-        self._opening = SharedCall(self._open, lambda: StoreUnavailable(f"{where} was closed"), RECONNECT_PAUSES_S)
-        self._is_closed = False
-
-    @property
-    def current(self) -> Multiplexer | None:
-        """The open connection, if any."""
-        return self._connection if self._connection is not None and self._connection.error is None else None
-
-    async def connection(self) -> Multiplexer:
-        """Return an open connection; concurrent callers share one attempt to open it.
-
-        Raises StoreUnavailable if that fails, and at once during the pause after a failure.
-        """
-        if (current := self.current) is not None:
-            return current
-        if self._is_closed:
-            raise StoreUnavailable(f"{self._where} was closed")
-
-        return await self._opening.result()
-
-    @property
-    def is_in_use(self) -> bool:
-        """Whether a connection is being opened, or replies are under way."""
-        return self._opening.is_running or (self._connection is not None and self._connection.is_in_use)
-
-    async def close(self) -> None:
-        """Close the connection, or stop opening it; none is opened afterwards."""
-        self._is_closed = True
-        await self._opening.close()
-        if self._connection is not None:
-            self._connection.close()
-
-    async def _open(self) -> Multiplexer:
-        ended = self._connection
-        self._connection = None
-        if ended is not None:
-            if not ended.was_useful:  # as if it could not be opened
-                raise StoreUnavailable(ended.error or "")
-            self._opening.pauses.reset()
-
-        self._connection = Multiplexer(await self._connected(), self._where)
-        return self._connection
-
-    async def _connected(self) -> ServerConnection:
-        """Connect by redis-py, which logs in and checks the role of the server.
-
-        Raises StoreUnavailable, also after CONNECT_TIMEOUT_S.
-        """
-        connection = new_connection(self._settings)
-        try:
-            async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                await connection.connect()  # type: ignore[no-untyped-call]  # redis-py types the rest
-                if await connection.can_read():
-                    # Data in redis-py's buffer would be lost to the parser of `Multiplexer`.
-                    raise ConnectionError("it sent a reply without a command")  # noqa: TRY301 -- as redis-py's
-        except BaseException as error:
-            connection.abort()
-            if isinstance(error, RedisError | TimeoutError):
-                raise translated(error, self._where) from error
-            raise
-        return connection

@@ -30,7 +30,8 @@ from hotplate.stores.redis.deployment import Deployment, RedisNode
 from hotplate.stores.redis.errors import PartDenied, ReadElsewhere
 from hotplate.stores.redis.footprint import BUCKETS
 from hotplate.stores.redis.keys import SEALED, Keys, LocatedRows, unsealed
-from hotplate.stores.redis.multiplexed import VALUES, Multiplexer, Reconnector
+from hotplate.stores.redis.multiplexed import VALUES, Multiplexer
+from hotplate.stores.redis.server import Server
 from hotplate.stores.store import Level, Reader, ReadResult, not_found, traced_call
 
 LOOKUP_TIMEOUT_S = 1.0  # without a reply, after which a connection is closed; callers pass shorter ones
@@ -129,8 +130,8 @@ class RedisReader(Reader):
             replica = deployment.replica_of(slot)  # for all keys of the primary: each further server could delay it
             if replica is None:
                 raise StoreUnavailable(f"no replica of {deployment.shown} has slot {slot}")
-            connections = deployment.server(replica, replica=True).reads
-            return await self._read_over(connections, [rows.names[position] for position in positions], None)
+            server = deployment.server(replica, replica=True)
+            return await self._read_at(server, [rows.names[position] for position in positions], None)
 
         return await self._read_parts(slots, read)
 
@@ -157,8 +158,8 @@ class RedisReader(Reader):
         deployment = self._deployment
         if loop_time() >= deployment.refresh_at:
             await deployment.load()
-        if deployment.primary_reads is not None:
-            return await self._read_over(deployment.primary_reads, names, until_s)
+        if deployment.only_primary is not None:
+            return await self._read_at(deployment.only_primary, names, until_s)
 
         async def read(node: RedisNode | None, positions: Sequence[int]) -> list[ReadResult]:
             return await self._read_part(node, [names[position] for position in positions], until_s)
@@ -193,10 +194,10 @@ class RedisReader(Reader):
         """Read keys at a node of a cluster; its failure is the value of each of them."""
         if node is None:
             return [ReadElsewhere("no node is known")] * len(names)
-        connections = self._deployment.server(node).reads
+        server = self._deployment.server(node)
         try:
             async with asyncio.timeout_at(until_s):
-                return await self._read_over(connections, names, until_s)
+                return await self._read_at(server, names, until_s)
         except TimeoutError:
             failure = self._late()
         except StoreUnavailable as error:
@@ -204,9 +205,7 @@ class RedisReader(Reader):
         self._deployment.schedule_refresh(node)
         return [failure] * len(names)
 
-    async def _read_over(
-        self, connections: Reconnector, names: Sequence[bytes], until_s: float | None
-    ) -> list[ReadResult]:
+    async def _read_at(self, server: Server, names: Sequence[bytes], until_s: float | None) -> list[ReadResult]:
         """Read keys at a server, once more over another connection if the open one is lost.
 
         Raises StoreUnavailable, after which the deployment looks for its servers again in the background.
@@ -214,16 +213,16 @@ class RedisReader(Reader):
         read = Multiplexer.get_each if self._is_clustered else Multiplexer.mget
         timeout_s = COMMAND_TIMEOUT_S if until_s is None else LOOKUP_TIMEOUT_S
         try:
-            connection = connections.current
+            connection = server.reads
             if connection is None:
                 self._deployment.lifetime.check()  # an open connection refuses calls on another loop itself
-                connection = await connections.connection()
+                connection = await server.open_reads()
             try:
                 return await read(connection, names, timeout_s)
             except StoreUnavailable:
                 if connection.error is None:  # refused by the server, which would refuse again
                     raise
-                return await read(await connections.connection(), names, timeout_s)
+                return await read(await server.open_reads(), names, timeout_s)
         except StoreUnavailable:
             self._deployment.schedule_refresh()
             raise

@@ -14,10 +14,9 @@ from hotplate.stores.concurrency import all_done
 from hotplate.stores.errors import AccessDenied, StoreClosed, StoreError, StoreUnavailable
 from hotplate.stores.redis.client import connect_to_primary, settings_of
 from hotplate.stores.redis.credentials import Credentials
-from hotplate.stores.redis.deployment import DISCOVERY_TIMEOUT_S, Deployment, RedisNode
-from hotplate.stores.redis.errors import translated
+from hotplate.stores.redis.deployment import Deployment, RedisNode
 from hotplate.stores.redis.server import Server
-from hotplate.stores.redis.url import RedisAddress, SentinelAddress
+from hotplate.stores.redis.url import RedisAddress
 from hotplate.stores.store import Finding, Level, StoreUse
 
 UNUSABLE = ("is_sdown", "is_odown", "is_disconnected")  # of replicas, as redis-py calls a sentinel's flags
@@ -31,13 +30,6 @@ class SentinelState(NamedTuple):
     replicas: tuple[RedisNode, ...]
 
 
-class SentinelAnswers(NamedTuple):
-    """The views of the sentinels that answered, and the errors of the others."""
-
-    states: list[SentinelState]
-    errors: list[str]
-
-
 class Sentinels(Deployment):
     """The primary and the replicas that sentinels name."""
 
@@ -45,9 +37,9 @@ class Sentinels(Deployment):
     set_up_primary = staticmethod(connect_to_primary)
     settle_s = 5.0
 
-    def __init__(self, address: SentinelAddress, credentials: Credentials | None = None) -> None:
-        super().__init__(address.server, credentials)
-        self._name = address.name
+    def __init__(self, address: RedisAddress, credentials: Credentials | None = None) -> None:
+        super().__init__(address, credentials)
+        self._name = address.primary_name
         self._sentinels = [Server(sentinel, settings_of(sentinel)) for sentinel in address.sentinels]
 
     def address(self, node: RedisNode) -> RedisAddress:
@@ -57,10 +49,10 @@ class Sentinels(Deployment):
     async def confirm_primary(self) -> None:
         """Ask the sentinels, and follow them; raises StoreUnavailable unless most of them answer."""
         self.lifetime.check()  # redis-py's clients would connect again after `close`
-        answers = await self.ask()
-        if len(answers.errors) >= len(answers.states):
+        errors = await self.ask()
+        if 2 * len(errors) >= len(self._sentinels):
             sentence = f"most sentinels of {self.shown} do not say where its primary is, so it may be another"
-            raise StoreUnavailable(f"{sentence}: {'; '.join(answers.errors)}")
+            raise StoreUnavailable(f"{sentence}: {'; '.join(errors)}")
 
     async def named_replicas(self, primary: tuple[str, int]) -> int:
         """Return how many replicas the sentinels name; StoreUnavailable if they name another primary.
@@ -76,11 +68,11 @@ class Sentinels(Deployment):
             raise StoreUnavailable(f"{RedisNode(*primary)} was replaced by {self.primaries[0]} while it was written to")
         return await super().named_replicas(primary)
 
-    async def ask(self) -> SentinelAnswers:
+    async def ask(self) -> list[str]:
         """Ask all sentinels for the primary and its replicas, and follow the answer with the highest epoch.
 
-        An epoch numbers failovers, so the highest one has seen the latest. Returns all answers, and the errors of
-        sentinels that gave none. Raises StoreUnavailable if no sentinel answers.
+        An epoch numbers failovers, so the highest one has seen the latest. Returns the errors of sentinels that gave no
+        answer. Raises StoreUnavailable if no sentinel answers.
         """
         answers = await asyncio.gather(*map(self._ask_one, self._sentinels), return_exceptions=True)
         states = [answer for answer in answers if isinstance(answer, SentinelState)]
@@ -92,7 +84,7 @@ class Sentinels(Deployment):
             raise error(f"no sentinel of {self.shown} says where its primary is: {'; '.join(errors)}")
         latest = max(states)
         self.follow((latest.primary, *latest.replicas))
-        return SentinelAnswers(states, errors)
+        return errors
 
     async def examine(self) -> list[Finding]:
         """Return a finding per sentinel, whether it reaches a quorum, and one on whether all name the same primary."""
@@ -124,15 +116,12 @@ class Sentinels(Deployment):
         """
         where = sentinel.address.shown
         try:
-            async with asyncio.timeout(DISCOVERY_TIMEOUT_S), sentinel.session() as session:
-                (host, port), primary, replicas = await session.execute_all(
-                    ("SENTINEL GET-MASTER-ADDR-BY-NAME", self._name),
-                    ("SENTINEL MASTER", self._name),
-                    ("SENTINEL SLAVES", self._name),
-                )
+            (host, port), primary, replicas = await sentinel.ask(
+                ("SENTINEL GET-MASTER-ADDR-BY-NAME", self._name),
+                ("SENTINEL MASTER", self._name),
+                ("SENTINEL SLAVES", self._name),
+            )
             return SentinelState(int(primary["config-epoch"]), RedisNode(host.decode(), int(port)), _usable(replicas))
-        except TimeoutError as error:
-            raise translated(error, where) from error
         except (TypeError, ValueError, KeyError, AttributeError) as error:
             raise StoreUnavailable(f"{where} replied in an unknown format") from error
 

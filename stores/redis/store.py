@@ -34,8 +34,7 @@ from hotplate.stores.redis.keys import SEALED, state_of, unsealed
 from hotplate.stores.redis.reader import RedisReader
 from hotplate.stores.redis.replication import CONTROL_WAIT_S, SEAL_WAIT_S, wait_for_offsets, wait_for_replicas
 from hotplate.stores.redis.sentinels import Sentinels
-from hotplate.stores.redis.server import Server
-from hotplate.stores.redis.url import RedisAddress, parse, parse_cluster, parse_sentinel
+from hotplate.stores.redis.url import parse
 from hotplate.stores.redis.writer import Writer, check_owned
 from hotplate.stores.store import (
     CheckCatalogue,
@@ -50,7 +49,6 @@ from hotplate.stores.store import (
     sealed,
 )
 from hotplate.stores.timing import Retrier
-from hotplate.stores.urls import scheme_of
 
 # Time limits of retries of batches; in a cluster, which elects replicas after 15 s, also of create, seal and erase.
 RETRY_FOR_S = 10.0
@@ -102,31 +100,24 @@ class RedisStore(RedisReader, Store):
         A failover does if replicas do not have all that was written, a restart if there is no append-only file.
         """
         await self._deployment.confirm_primary()
-        servers = await self._deployment.primary_servers()
-        sentences = [await self._unreplicated(servers), await self._unlogged(servers)]
-        return "; ".join(sentence for sentence in sentences if sentence is not None) or None
-
-    async def _unreplicated(self, servers: Sequence[Server]) -> str | None:
-        """Return a sentence about the first primary whose replicas do not have all its writes, if any."""
-        for server in servers:
+        sentences = dict[str, str]()  # by what is missing, of the first server that lacks it
+        for server in await self._deployment.primary_servers():
             expected = await self._deployment.named_replicas(server.node)
             replication = await wait_for_offsets(server, expected=expected)
+            where = server.address.shown
             if replication is not None and replication.is_short:
-                return (
-                    f"only {replication.acknowledged} of the {replication.replicas} replicas of {server.address.shown} "
-                    f"have this change, so a failover may take it back: erase again after a failover"
+                sentences.setdefault(
+                    "replicas",
+                    f"only {replication.acknowledged} of the {replication.replicas} replicas of {where} have this "
+                    f"change, so a failover may take it back: erase again after a failover",
                 )
-        return None
-
-    async def _unlogged(self, servers: Sequence[Server]) -> str | None:
-        """Return a sentence about the first primary without an append-only file, if any."""
-        for server in servers:
             if not await examination.logs_changes(server):
-                return (
-                    f"{server.address.shown} has no append-only file, so a restart may take changes back: set "
-                    f"appendonly yes, and erase again after a restart"
+                sentences.setdefault(
+                    "log",
+                    f"{where} has no append-only file, so a restart may take changes back: set appendonly yes, and "
+                    f"erase again after a restart",
                 )
-        return None
+        return "; ".join(sentences.values()) or None
 
     async def examine(self) -> list[Finding]:
         return [*await self._deployment.examine(), *await examination.examine(self._deployment, self._keys)]
@@ -400,20 +391,14 @@ def deployment_of(url: str, observer: Observer | None = None, *, provider: Creat
     Credentials of a *provider* take the place of those in the URL or the environment. *observer* counts failures to get
     or renew them.
     """
-
-    def credentials(common: RedisAddress) -> Credentials | None:
-        create = entra_provider() if provider is None and common.by_entra else provider
-        return None if create is None else Credentials(create, observer)
-
-    scheme = scheme_of(url)
-    if scheme.endswith("+cluster"):
-        cluster = parse_cluster(url)
-        return Cluster(cluster, credentials(cluster.node))
-    if scheme.endswith("+sentinel"):
-        sentinels = parse_sentinel(url)
-        return Sentinels(sentinels, credentials(sentinels.server))
-    server = parse(url)
-    return Deployment(server, credentials(server))
+    address = parse(url)
+    create = entra_provider() if provider is None and address.by_entra else provider
+    credentials = None if create is None else Credentials(create, observer)
+    if address.seeds:
+        return Cluster(address, credentials)
+    if address.sentinels:
+        return Sentinels(address, credentials)
+    return Deployment(address, credentials)
 
 
 def open_url(url: str, observer: Observer | None = None, *, provider: CreateProvider | None = None) -> RedisStore:

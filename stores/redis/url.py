@@ -4,8 +4,6 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from ipaddress import ip_address
-from typing import NamedTuple
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from hotplate.stores.errors import StoreMisused
@@ -37,6 +35,9 @@ PARAMETERS: Mapping[str, Options] = {
 class RedisAddress:
     """One database of one server, and the prefix of keys in it.
 
+    Of several servers, it has what they have in common, without a host: *seeds*, the hosts and ports of some nodes of a
+    cluster, or the addresses of *sentinels*, and `primary_name`, which these have for the primary.
+
     `shown` is the URL without secrets, `certified_as` the name that the server's certificate must hold, if it is not
     the host. With `by_entra`, tokens of Entra ID replace user and password. `password_from` is the file of the
     password, which may change: each new connection reads it again.
@@ -54,6 +55,9 @@ class RedisAddress:
     password_from: SecretFile | None = None
     certified_as: str | None = None
     by_entra: bool = False
+    seeds: tuple[tuple[str, int], ...] = ()
+    sentinels: tuple["RedisAddress", ...] = ()
+    primary_name: str = ""
 
     def describe(self, call: TracedCall, command: str, count: int = 1) -> None:
         """Add OpenTelemetry's attributes for Redis to *call*: *count* commands of one name, sent as one batch."""
@@ -67,108 +71,23 @@ class RedisAddress:
             call.attributes["server.port"] = self.port
 
 
-@dataclass(frozen=True, slots=True)
-class ClusterAddress:
-    """A cluster: *seeds*, the hosts and ports of some of its nodes, and *node*, the settings of all."""
-
-    seeds: tuple[tuple[str, int], ...]
-    node: RedisAddress
-
-    def at(self, host: str, port: int) -> RedisAddress:
-        """Return the address of one node.
-
-        Nodes of managed services announce IP addresses, but their certificates hold only the first seed's name.
-        """
-        certified_as = None
-        if _is_ip(host) and (host, port) not in self.seeds:
-            certified_as = next((seed for seed, _ in self.seeds if not _is_ip(seed)), None)
-        shown = f"the node {show(host, port)} of {self.node.shown}"
-        return replace(self.node, shown=shown, host=host, port=port, certified_as=certified_as)
-
-
-@dataclass(frozen=True, slots=True)
-class SentinelAddress:
-    """A deployment watched by sentinels: the name of the primary, and the settings of all servers."""
-
-    name: str
-    sentinels: tuple[RedisAddress, ...]
-    server: RedisAddress
-
-
 def parse(url: str, environment: Mapping[str, str] = os.environ) -> RedisAddress:
-    """Parse the URL of a single server: `redis://[USER:PASSWORD@]HOST[:PORT][/DB]`, or `rediss://` for TLS.
+    """Parse the URL of a server, of servers behind sentinels or of a cluster; `rediss` in place of `redis` for TLS.
 
-    *environment* may have the password. StoreMisused if the URL is invalid, or names several servers.
-    """
-    parsed = _read(url, environment)
-    shown = parsed.common.shown
-    (host, port), *others = _hosts(parsed.parts, PORT, shown)
-    if others:
-        raise StoreMisused(f"{shown} names several servers; write redis+sentinel:// or redis+cluster://")
-    db = _number(parsed.parts.path.removeprefix("/"), shown)
-    return replace(parsed.common, db=db, host=host, port=port)
+    - `redis://[USER:PASSWORD@]HOST[:PORT][/DB]`
+    - `redis+sentinel://[USER:PASSWORD@]HOST:PORT,HOST:PORT/NAME[/DB]`, with the primary's name among sentinels
+    - `redis+cluster://[USER:PASSWORD@]SEED[:PORT],SEED…/`; seeds are some of the cluster's nodes
 
-
-def parse_sentinel(url: str, environment: Mapping[str, str] = os.environ) -> SentinelAddress:
-    """Parse `redis+sentinel://HOST:PORT,HOST:PORT/NAME[/DB]`, with the name that sentinels have for the primary.
-
-    User and password in the URL are those of the servers; the sentinels have their own. StoreMisused if it is invalid.
-    """
-    parsed = _read(url, environment)
-    parts = parsed.parts
-    server = parsed.common
-
-    name, _, db = parts.path.removeprefix("/").partition("/")
-    if not name:
-        raise StoreMisused(f"{server.shown} does not say which primary; write {parts.scheme}://HOST:26379,HOST/NAME")
-
-    login = replace(
-        server,
-        user=parsed.options.get("sentinel_user"),
-        password=secret(SENTINEL_PASSWORD_VARIABLE, environment),
-        password_from=secret_file(SENTINEL_PASSWORD_VARIABLE, environment),
-    )
-    sentinels = tuple(
-        replace(login, shown=f"the sentinel {show(host, port)}", host=host, port=port)
-        for host, port in _hosts(parts, SENTINEL_PORT, server.shown)
-    )
-    return SentinelAddress(unquote(name), sentinels, replace(server, db=_number(db, server.shown)))
-
-
-def parse_cluster(url: str, environment: Mapping[str, str] = os.environ) -> ClusterAddress:
-    """Parse `redis+cluster://[USER:PASSWORD@]SEED[:PORT],SEED…/`; seeds are some of the cluster's nodes.
-
-    StoreMisused if the URL is invalid, or names another database than 0.
-    """
-    parsed = _read(url, environment)
-    shown = parsed.common.shown
-    if parsed.parts.path.strip("/") not in ("", "0"):
-        raise StoreMisused(f"{shown} names a database, but a cluster has only database 0; leave it out")
-    return ClusterAddress(tuple(_hosts(parsed.parts, PORT, shown)), parsed.common)
-
-
-class _ParsedUrl(NamedTuple):
-    """A URL, its options, and the settings of all its servers."""
-
-    parts: SplitResult
-    options: Mapping[str, str]
-    common: RedisAddress
-
-
-def _read(url: str, environment: Mapping[str, str]) -> _ParsedUrl:
-    """Parse what the URLs of servers, sentinels and clusters have in common: credentials, TLS and options.
-
-    The address in the result has no host yet. StoreMisused if the URL is invalid; its text is free of secrets.
+    *environment* may have the password. StoreMisused if the URL is invalid; its text is free of secrets.
     """
     shown = redacted(url)
     parts = split(url)
-
     options = parameters(parts, PARAMETERS[parts.scheme], shown)
     by_entra = "auth" in options
     if by_entra and (parts.username or parts.password):
         raise StoreMisused(f"{shown} has auth={ENTRA} and a user or a password; leave one out")
 
-    server = RedisAddress(
+    common = RedisAddress(
         shown,
         options.get("prefix", PREFIX),
         tls=parts.scheme.startswith("rediss"),
@@ -178,12 +97,40 @@ def _read(url: str, environment: Mapping[str, str]) -> _ParsedUrl:
         by_entra=by_entra,
     )
     if not by_entra and not parts.password:
-        server = replace(
-            server,
-            password=secret(PASSWORD_VARIABLE, environment),
-            password_from=secret_file(PASSWORD_VARIABLE, environment),
+        common = _with_password(common, PASSWORD_VARIABLE, environment)
+
+    path = parts.path.removeprefix("/")
+    if parts.scheme.endswith("+sentinel"):
+        login = replace(
+            _with_password(common, SENTINEL_PASSWORD_VARIABLE, environment), user=options.get("sentinel_user")
         )
-    return _ParsedUrl(parts, options, server)
+        return _behind_sentinels(common, login, parts)
+    if parts.scheme.endswith("+cluster"):
+        if path.strip("/") not in ("", "0"):
+            raise StoreMisused(f"{shown} names a database, but a cluster has only database 0; leave it out")
+        return replace(common, seeds=tuple(_hosts(parts, PORT, shown)))
+    (host, port), *others = _hosts(parts, PORT, shown)
+    if others:
+        raise StoreMisused(f"{shown} names several servers; write redis+sentinel:// or redis+cluster://")
+    return replace(common, db=_number(path, shown), host=host, port=port)
+
+
+def _with_password(address: RedisAddress, variable: str, environment: Mapping[str, str]) -> RedisAddress:
+    """Return an address with the password in a variable, or with the file that the variable names."""
+    return replace(address, password=secret(variable, environment), password_from=secret_file(variable, environment))
+
+
+def _behind_sentinels(common: RedisAddress, login: RedisAddress, parts: SplitResult) -> RedisAddress:
+    """Return the address of servers behind sentinels, which have another *login*."""
+    shown = common.shown
+    name, _, db = parts.path.removeprefix("/").partition("/")
+    if not name:
+        raise StoreMisused(f"{shown} does not say which primary; write {parts.scheme}://HOST:26379,HOST/NAME")
+    sentinels = tuple(
+        replace(login, shown=f"the sentinel {show(host, port)}", host=host, port=port)
+        for host, port in _hosts(parts, SENTINEL_PORT, shown)
+    )
+    return replace(common, db=_number(db, shown), primary_name=unquote(name), sentinels=sentinels)
 
 
 def _hosts(parts: SplitResult, default_port: int, shown: str) -> list[tuple[str, int]]:
@@ -212,10 +159,3 @@ def _number(text: str, shown: str) -> int:
 def show(host: str, port: int) -> str:
     """Format host and port as in a URL."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-def _is_ip(host: str) -> bool:
-    try:
-        return bool(ip_address(host))
-    except ValueError:
-        return False

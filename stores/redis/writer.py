@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import partial
+from itertools import chain
 from typing import NamedTuple
 
 from redis.exceptions import RedisError
@@ -120,12 +121,10 @@ class Writer:
         they are written last, and have a separate list of keys and a separate resume point.
         """
         names = self._keys.release(draft)
+        other_rows = [row for row in rows if not row.key.startswith(META)]
         meta_rows = [row for row in rows if row.key.startswith(META)]
-        if meta_rows:
-            rows = [row for row in rows if not row.key.startswith(META)]
-        for batch in self._batches(rows, names.row_list, part):
-            await self._put(draft, batch)
-        for batch in self._batches(meta_rows, names.meta_list, META_POINT):
+        batches = self._batches(other_rows, names.row_list, part)
+        for batch in chain(batches, self._batches(meta_rows, names.meta_list, META_POINT)):
             await self._put(draft, batch)
 
     async def _put(self, draft: DraftRef, batch: Batch) -> None:
@@ -196,8 +195,8 @@ class Writer:
         delayed.
         """
         keys = self._keys.release(draft)
-        row_names = keys.rows([row.key for row in batch.rows])
-        names_and_values = list[str | bytes]()
+        row_names = keys.located([row.key for row in batch.rows]).names
+        names_and_values = list[bytes]()
         for row_name, row in zip(row_names, batch.rows, strict=True):
             names_and_values += (row_name, row.value)
 

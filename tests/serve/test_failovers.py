@@ -95,7 +95,7 @@ def cluster(tmp_path: Path) -> Iterator[RedisCluster]:
 
 def slot_of(user: int, release: ReleaseRef) -> int:
     """Return the slot of a user's list, which is another one in each release."""
-    return key_slot(Keys(PREFIX).release(release).rows([f"{USER}{user}"])[0].encode())
+    return key_slot(Keys(PREFIX).release(release).located([f"{USER}{user}"]).names[0])
 
 
 def others_than(slots: set[int], watch: Watch) -> set[int]:

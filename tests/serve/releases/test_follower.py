@@ -495,7 +495,8 @@ async def test_release_of_which_a_cluster_has_lost_one_part_is_not_gone(redis_cl
 
         for group in names.groups:
             redis_cluster.owner(group.first).server.execute_command("DEL", group.first)
-        for key in names.rows(["popular:", *(f"user:{number}" for number in range(USERS))]):
+        for name in names.located(["popular:", *(f"user:{number}" for number in range(USERS))]).names:
+            key = name.decode()
             redis_cluster.owner(key).server.execute_command("DEL", key)
         await follower.refresh()
         assert "is live, and is not in this store" in str(follower.last_error)

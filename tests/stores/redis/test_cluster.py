@@ -26,7 +26,7 @@ from hotplate.stores.errors import (
     StoreUnavailable,
 )
 from hotplate.stores.lifecycle import activate
-from hotplate.stores.redis import multiplexed
+from hotplate.stores.redis import server as server_module
 from hotplate.stores.redis.client import Session
 from hotplate.stores.redis.cluster import Cluster
 from hotplate.stores.redis.deployment import RedisNode
@@ -34,7 +34,7 @@ from hotplate.stores.redis.footprint import BUCKETS
 from hotplate.stores.redis.keys import Keys
 from hotplate.stores.redis.server import MAX_SESSIONS
 from hotplate.stores.redis.store import RedisStore, open_url
-from hotplate.stores.redis.url import parse_cluster
+from hotplate.stores.redis.url import parse
 from hotplate.stores.store import Level, Plan, ReadResult, Row
 from hotplate.stores.users import erase_users, find_users
 from hotplate.testing import OpenStore, Stall, StoreContract
@@ -82,7 +82,7 @@ def store(redis_cluster: RedisCluster, prefix: str, opened: OpenRedis) -> RedisS
 
 
 def names_of(prefix: str, *keys: str) -> list[str]:
-    return Keys(prefix).release(release_ref(FIRST)).rows(keys)
+    return [name.decode() for name in Keys(prefix).release(release_ref(FIRST)).located(keys).names]
 
 
 def to_be_moved(cluster: RedisCluster, prefix: str) -> tuple[str, ClusterNode]:
@@ -126,7 +126,7 @@ async def test_batch_that_fails_at_one_node_ends_at_all_before_it_may_be_repeate
         slow.send_signal(signal.SIGCONT)
         is_slow.clear()
 
-    deployment = Cluster(parse_cluster(redis_cluster.url()))
+    deployment = Cluster(parse(redis_cluster.url()))
     failing.execute_command("CONFIG", "SET", "requirepass", "another")
     failing.password = "another"
     await deployment.load()
@@ -235,7 +235,7 @@ async def test_lost_part_of_a_release_hides_no_user_of_others_from_an_erasure(
 ) -> None:
     users = ["000000", "000001"]
     release = await ref_of(store, await publish(store, [Row("popular:", b"{}"), *USERS[:5]]))
-    name = Keys(prefix).release(release).rows([lost])[0]
+    name = Keys(prefix).release(release).located([lost]).names[0].decode()
     redis_cluster.owner(name).server.execute_command("DEL", name, state_beside(name))
     held = {release.id: tuple(user for user in users if f"user:{user}" != lost)}
     assert (await find_users(store, users)).holding == held
@@ -254,7 +254,7 @@ async def test_lost_part_of_a_release_does_not_open_the_circuit_for_other_users(
     async with reading(url, budget_s=SOON_S) as reader:
         served = reader.tiers[0].follower.live
         assert served is not None
-        name = Keys(prefix).release(served.ref).rows(["user:1"])[0]
+        name = Keys(prefix).release(served.ref).located(["user:1"]).names[0].decode()
         redis_cluster.owner(name).server.execute_command("DEL", name, state_beside(name))
         for _ in range(2 * FAILURES):
             assert (await reader.personal("1")).source == "popular"
@@ -317,7 +317,7 @@ async def test_moved_and_migrating_slots_are_followed(
 
 async def test_nodes_that_import_their_first_slots_keep_their_connections(redis_cluster: RedisCluster) -> None:
     """No node names them as owners of slots, but commands are redirected to them."""
-    deployment = Cluster(parse_cluster(redis_cluster.url()))
+    deployment = Cluster(parse(redis_cluster.url()))
     await deployment.load()
     importing = [RedisNode("127.0.0.1", port) for port in (1, 2)]
     servers = [deployment.server(node) for node in importing]
@@ -359,7 +359,7 @@ async def test_redirected_commands_are_sent_at_once_to_each_node(
     redirected = [name for name, owner in zip(names.values(), owners, strict=True) if owner is source]
     redirected = redirected[: 2 * MAX_SESSIONS + 1]
     assert len(redirected) > 2 * MAX_SESSIONS
-    deployment = Cluster(parse_cluster(redis_cluster.url()))
+    deployment = Cluster(parse(redis_cluster.url()))
     await deployment.load()
     sessions = Counter[int]()
 
@@ -409,7 +409,7 @@ async def test_scan_continues_once_all_slots_are_served(
     keys = Keys(prefix).release(release_ref(FIRST))
     rows = store.scan(release_ref(FIRST))
     scanned = list[Row]()
-    lost = [(redis_cluster.owner(keys.heads[bucket]).server, str(keys.slots[bucket])) for bucket in (0, 9)]
+    lost = [(redis_cluster.owner(keys.groups[bucket].first).server, str(keys.slots[bucket])) for bucket in (0, 9)]
 
     def change(verb: str) -> None:
         for server, slot in lost:
@@ -503,7 +503,7 @@ async def test_silent_cluster_is_retried_with_pauses() -> None:
             writer.write(b"-ERR not now\r\n" if command[0] == b"CLUSTER" else b"+OK\r\n")
 
     async with listening(serve) as port:
-        servers = Cluster(parse_cluster(f"redis+cluster://127.0.0.1:{port}/"))
+        servers = Cluster(parse(f"redis+cluster://127.0.0.1:{port}/"))
         for _ in range(1000):
             with pytest.raises(StoreUnavailable, match="not now"):
                 await servers.load()
@@ -537,7 +537,7 @@ async def test_hanging_node_delays_only_its_own_users_and_others_get_their_lists
     is_connected: bool,
 ) -> None:
     if not is_connected:
-        monkeypatch.setattr(multiplexed, "CONNECT_TIMEOUT_S", ANSWERED_WITHIN_S)
+        monkeypatch.setattr(server_module, "CONNECT_TIMEOUT_S", ANSWERED_WITHIN_S)
     await write_release(store, FIRST, USERS)
     keys = [row.key for row in USERS[:20]]
     if is_connected:
@@ -601,10 +601,10 @@ async def test_doctor_warns_of_full_coverage_required(store: RedisStore, redis_c
 
 
 def test_a_node_known_by_a_number_may_be_certified_under_the_name_of_a_seed() -> None:
-    cluster = parse_cluster("rediss+cluster://u:p@10.0.0.1,cache.example:10000/", {})
-    assert cluster.seeds == (("10.0.0.1", 6379), ("cache.example", 10000))
-    assert cluster.at("10.0.0.9", 8500).certified_as == "cache.example"
-    assert cluster.at("10.0.0.1", 6379).certified_as is None
-    assert cluster.at("node.example", 8500).certified_as is None
-    assert (cluster.at("10.0.0.9", 8500).password, cluster.at("10.0.0.9", 8500).tls) == ("p", True)
-    assert "p@" not in cluster.at("10.0.0.9", 8500).shown
+    cluster = Cluster(parse("rediss+cluster://u:p@10.0.0.1,cache.example:10000/", {}))
+    other = cluster.address(RedisNode("10.0.0.9", 8500))
+    assert other.certified_as == "cache.example"
+    assert cluster.address(RedisNode("10.0.0.1", 6379)).certified_as is None
+    assert cluster.address(RedisNode("node.example", 8500)).certified_as is None
+    assert (other.password, other.tls) == ("p", True)
+    assert "p@" not in other.shown

@@ -169,8 +169,8 @@ async def test_read_cancelled_before_its_connections_logged_in_leaves_none_of_th
     store = open_url(url, provider=provider.create)
     try:
         await write_release(store, FIRST, ROWS)
-        names = Keys(prefix).release(release_ref(FIRST)).rows([row.key for row in ROWS])
-        near = ROWS[redis_cluster.owners(names).index(redis_cluster.nodes[0])]
+        located = Keys(prefix).release(release_ref(FIRST)).located([row.key for row in ROWS])
+        near = ROWS[redis_cluster.owners([name.decode() for name in located.names]).index(redis_cluster.nodes[0])]
         assert await store.get_many(release_ref(FIRST), [near.key]) == [near.value]  # connects to one node or two
         asked = provider.asked
         provider.may_return.clear()
@@ -219,8 +219,8 @@ async def test_hung_node_fails_no_read_when_a_replaced_client_is_closed(
         store = open_url(url, provider=provider.create)
         try:
             await write_release(store, FIRST, ROWS)
-            names = Keys(prefix).release(release_ref(FIRST)).rows([row.key for row in ROWS])
-            owners = redis_cluster.owners(names)
+            located = Keys(prefix).release(release_ref(FIRST)).located([row.key for row in ROWS])
+            owners = redis_cluster.owners([name.decode() for name in located.names])
             rows = [row for row, owner in zip(ROWS, owners, strict=True) if owner is not hung]
             keys = [row.key for row in rows]
             assert await store.get_many(release_ref(FIRST), [row.key for row in ROWS]) == [row.value for row in ROWS]

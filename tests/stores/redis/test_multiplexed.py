@@ -10,7 +10,8 @@ import pytest
 from hotplate.stores.errors import StoreClosed, StoreMisused, StoreUnavailable
 from hotplate.stores.redis.client import settings_of
 from hotplate.stores.redis.deployment import Deployment, RedisNode
-from hotplate.stores.redis.multiplexed import Multiplexer, Reconnector
+from hotplate.stores.redis.multiplexed import Multiplexer
+from hotplate.stores.redis.server import Server
 from hotplate.stores.redis.store import RedisStore, open_url
 from hotplate.stores.redis.url import parse
 from hotplate.stores.store import Plan, Row
@@ -24,15 +25,16 @@ BOB = Row("user:bob", b"bob's list")
 UNENCODABLE = "user:\ud800"
 
 
-def reconnector_to(port: int) -> Reconnector:
-    return Reconnector("a server", settings_of(parse(f"redis://127.0.0.1:{port}/0")))
+def server_at(port: int) -> Server:
+    address = parse(f"redis://127.0.0.1:{port}/0")
+    return Server(address, settings_of(address))
 
 
 @pytest.fixture
 async def connection(redis_server: RedisServer) -> AsyncIterator[Multiplexer]:
-    reconnector = reconnector_to(redis_server.port)
-    yield await reconnector.connection()
-    await reconnector.close()
+    client = server_at(redis_server.port)
+    yield await client.open_reads()
+    await client.close()
 
 
 async def test_row_with_an_unencodable_key_is_rejected_and_the_next_put_succeeds(redis: RedisStore) -> None:
@@ -171,12 +173,12 @@ async def test_server_without_a_stated_role_counts_as_a_replica(greeting: bytes,
 
 
 @asynccontextmanager
-async def connecting(server: ScriptedServer) -> AsyncIterator[Reconnector]:
+async def connecting(server: ScriptedServer) -> AsyncIterator[Server]:
     """Connect to a server for reads, for SOON_S at most."""
-    reconnector = reconnector_to(server.port)
+    client = server_at(server.port)
     async with asyncio.timeout(SOON_S):
-        yield reconnector
-        await reconnector.close()
+        yield client
+        await client.close()
 
 
 ENDED_BY = [b"-LOADING Redis is loading the dataset in memory\r\n", b"-READONLY You can't write\r\n"]
@@ -188,48 +190,48 @@ async def test_refusal_of_any_get_closes_the_connection(refusal: bytes, count: i
     replies = {b"a": b"$1\r\n1\r\n", b"b": refusal}
     async with (
         scripted(lambda command: replies.get(command[-1], array(b"role", b"master"))) as server,
-        connecting(server) as reconnector,
+        connecting(server) as client,
     ):
-        connection = await reconnector.connection()
+        connection = await client.open_reads()
         reads = [connection.get_each([b"a", b"b"], SOON_S) for _ in range(count)]
         for read in reads:
             with pytest.raises(StoreUnavailable):
                 await read
-        assert reconnector.current is None
+        assert client.reads is None
 
 
 async def test_reconnects_with_backoff_after_a_refusal_with_an_invalid_reply() -> None:
     replies = {b"a": b"$1\r\n1\r\n", b"refused": ENDED_BY[0], b"number": b":1\r\n"}
     async with (
         scripted(lambda command: replies.get(command[-1], array(b"role", b"master"))) as server,
-        connecting(server) as reconnector,
+        connecting(server) as client,
     ):
-        connection = await reconnector.connection()
+        connection = await client.open_reads()
         assert await connection.get_each([b"a"], SOON_S) == [b"1"]
         with pytest.raises(StoreUnavailable, match="still loading"):
             await connection.get_each([b"refused", b"number"], SOON_S)
         with pytest.raises(StoreUnavailable, match="still loading"):
-            await reconnector.connection()
+            await client.open_reads()
         assert server.accepted == 1
 
 
 async def test_calls_after_a_lost_connection_share_the_next_one(redis_server: RedisServer) -> None:
     async with asyncio.timeout(SOON_S), through(redis_server.port) as proxy:
-        reconnector = reconnector_to(proxy.port)
-        lost = await reconnector.connection()
+        client = server_at(proxy.port)
+        lost = await client.open_reads()
         await lost.mget([b"a"], SOON_S)
         proxy.reset()
-        while reconnector.current is not None:
+        while client.reads is not None:
             await asyncio.sleep(0.01)
-        first, second = await asyncio.gather(reconnector.connection(), reconnector.connection())
+        first, second = await asyncio.gather(client.open_reads(), client.open_reads())
         assert first is second
         assert proxy.accepted == 2
-        await reconnector.close()
+        await client.close()
 
 
 async def test_close_ends_an_attempt_to_connect() -> None:
     deployment = Deployment(parse("redis://127.0.0.1:1/0"))
-    opening = asyncio.create_task(deployment.server(RedisNode("127.0.0.1", 1)).reads.connection())
+    opening = asyncio.create_task(deployment.server(RedisNode("127.0.0.1", 1)).open_reads())
     await asyncio.sleep(0)
     closing = asyncio.create_task(deployment.close())
     await asyncio.sleep(0)

@@ -20,7 +20,7 @@ from hotplate.stores.lifecycle import update_catalogue
 from hotplate.stores.redis.reader import RedisReader
 from hotplate.stores.redis.sentinels import Sentinels
 from hotplate.stores.redis.store import RedisStore, open_url
-from hotplate.stores.redis.url import parse_sentinel
+from hotplate.stores.redis.url import parse
 from hotplate.stores.store import Finding, Level, Row
 from hotplate.stores.transitions import commit
 from hotplate.stores.users import erase_users
@@ -80,7 +80,7 @@ async def until_read(store: RedisStore, expected: Sequence[bytes | None], releas
 async def scripted(*sentinels: ScriptedSentinel) -> AsyncIterator[Sentinels]:
     """Ask these; closed when the block ends."""
     async with speaking(*sentinels) as url:
-        asking = Sentinels(parse_sentinel(url))
+        asking = Sentinels(parse(url))
         try:
             yield asking
         finally:
@@ -195,7 +195,7 @@ async def test_renewal_closes_the_connections_to_a_server_that_is_gone() -> None
         sentinel = ScriptedSentinel(1, port)
         async with scripted(sentinel) as deployment:
             await deployment.load()
-            await deployment.server(deployment.primaries[0]).reads.connection()
+            await deployment.server(deployment.primaries[0]).open_reads()
             is_gone.set()
             with pytest.raises(StoreUnavailable):  # it may come back
                 await deployment.renew()
@@ -379,7 +379,7 @@ async def test_changed_certificate_of_the_authority_of_sentinels_is_read_again(t
     context.load_cert_chain(tmp_path / "server.pem", tmp_path / "server.key")
     server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context)
     hosts = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    sentinels = Sentinels(parse_sentinel(f"rediss+sentinel://{hosts}/{NAME}?ca={tmp_path / 'ca.pem'}"))
+    sentinels = Sentinels(parse(f"rediss+sentinel://{hosts}/{NAME}?ca={tmp_path / 'ca.pem'}"))
     await sentinels.ask()
 
     certify(tmp_path)
@@ -407,7 +407,7 @@ async def test_disagreeing_and_too_few_sentinels_are_reported() -> None:
 
 
 async def test_without_a_sentinel_the_error_names_each() -> None:
-    with_nobody = Sentinels(parse_sentinel("redis+sentinel://127.0.0.1:1,127.0.0.1:2/shop"))
+    with_nobody = Sentinels(parse("redis+sentinel://127.0.0.1:1,127.0.0.1:2/shop"))
     with pytest.raises(StoreUnavailable, match=r"127\.0\.0\.1:1 .*127\.0\.0\.1:2 "):
         await with_nobody.load()
     await with_nobody.close()

@@ -6,7 +6,7 @@ import pytest
 
 from hotplate.stores.connect import connect
 from hotplate.stores.errors import StoreMisused
-from hotplate.stores.redis.url import parse, parse_sentinel
+from hotplate.stores.redis.url import parse
 
 
 def test_url_has_user_password_port_database_and_prefix() -> None:
@@ -50,15 +50,14 @@ def test_absent_certificate_is_reported_before_an_absent_password_file(tmp_path:
 
 def test_url_lists_sentinels_before_primary_name_with_a_separate_password() -> None:
     url = "rediss+sentinel://me:p4ss@a,[::1]:7000/the%20shop/3?prefix=shop&sentinel_user=watch"
-    behind = parse_sentinel(url, {"HOTPLATE_REDIS_SENTINEL_PASSWORD": "theirs"})
-    server = behind.server
-    assert behind.name == "the shop"
+    server = parse(url, {"HOTPLATE_REDIS_SENTINEL_PASSWORD": "theirs"})
+    assert server.primary_name == "the shop"
     assert (server.db, server.prefix, server.user, server.password, server.tls) == (3, "shop", "me", "p4ss", True)
-    assert [(sentinel.host, sentinel.port) for sentinel in behind.sentinels] == [("a", 26379), ("::1", 7000)]
-    assert {(sentinel.db, sentinel.user, sentinel.password, sentinel.tls) for sentinel in behind.sentinels} == {
+    assert [(sentinel.host, sentinel.port) for sentinel in server.sentinels] == [("a", 26379), ("::1", 7000)]
+    assert {(sentinel.db, sentinel.user, sentinel.password, sentinel.tls) for sentinel in server.sentinels} == {
         (0, "watch", "theirs", True)
     }
-    assert "p4ss" not in repr(behind)
+    assert "p4ss" not in repr(server)
 
 
 @pytest.mark.parametrize(

@@ -53,8 +53,8 @@ async def wire(request: pytest.FixtureRequest, prefix: str) -> AsyncIterator[Wir
             cluster = request.getfixturevalue("redis_cluster")
             home = cluster.owner(Keys(prefix).catalogue)
             server = home.server
-            names = Keys(prefix).release(release_ref(FIRST)).rows([row.key for row in USERS])
-            owners = cluster.owners(names)
+            names = Keys(prefix).release(release_ref(FIRST)).located([row.key for row in USERS]).names
+            owners = cluster.owners([name.decode() for name in names])
             rows = [row for row, owner in zip(USERS, owners, strict=True) if owner is home]
         else:
             server = request.getfixturevalue("redis_server")
