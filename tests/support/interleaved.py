@@ -673,7 +673,7 @@ class Interleaved(RuleBasedStateMachine):
         canary = self.truth.canary_entry
         if canary is None or canary.incarnation not in self.lost | self.excused:
             served = follower.canary
-            users = served and (served.release.id, served.users)
+            users = served and (served.id, served.users)
             expected = self.truth.canary
             share = expected and (expected.release, UserShare.of(expected.percent, expected.salt))
             assert users == share, follower.findings
