@@ -78,7 +78,7 @@ def create_memory(settings: ServiceSettings) -> ServiceMemory:
     tiers = [*tiers_of(settings.stores)]
     table = _reserve_table(settings.workers, tiers)
     url = sharing_url(settings)
-    metrics = Metrics(settings.workers + 1, tiers, table.floats("metrics"))  # the last slot is the admin process's
+    metrics = Metrics(settings.workers + 1, tiers, table.numbers("metrics"))  # the last slot is the admin process's
 
     url = sharing_url(settings)
     return ServiceMemory(
@@ -86,10 +86,10 @@ def create_memory(settings: ServiceSettings) -> ServiceMemory:
         states=SharedStates(table.records("states")),
         kept=KeptReleases(table.records("kept releases")),
         comparisons=SharedComparisons(table.records("comparisons")),
-        balance=ConnectionBalance(table.integers("connections")),
-        rates=table.floats("rates"),
+        balance=ConnectionBalance(table.numbers("connections")),
+        rates=table.numbers("rates"),
         consumed=_create_consumed(settings, table, metrics),
-        sharing=None if url is None else SharingState(url, table.floats("consumed sharing")),
+        sharing=None if url is None else SharingState(url, table.numbers("consumed sharing")),
         files=table.records("files"),
     )
 
@@ -113,9 +113,9 @@ def _create_consumed(settings: ServiceSettings, table: SharedTable, metrics: Met
         raise ServiceMisused("--hide-consumed learns from events; name their folder with --events")
     consumed = Consumed(
         settings.hide_consumed,
-        users=table.integers("consumed users"),
-        tags=table.integers("consumed tags"),
-        times=table.integers("consumed times"),
+        users=table.numbers("consumed users"),
+        tags=table.numbers("consumed tags"),
+        times=table.numbers("consumed times"),
     )
     forgotten = restore(consumed, settings.events)
     metrics.count_in(CONSUMED_PAIRS, DROPPED, number=forgotten)

@@ -22,6 +22,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 from struct import Struct, calcsize
+from typing import Any
 
 from xxhash import xxh3_64_intdigest
 
@@ -82,31 +83,17 @@ class SharedTable:
             size += region.bytes
         self._memory = mmap.mmap(-1, size)
 
-    def floats(self, name: str) -> "memoryview[float]":
-        """Return the numbers of a FLOAT64 region, row after row."""
-        return self._numbers(self._region(name, Kind.FLOAT64)).cast("d")
-
-    def integers(self, name: str) -> "memoryview[int]":
-        """Return the numbers of a UINT64 or UINT32 region, row after row."""
-        region = self._region(name, Kind.UINT64, Kind.UINT32)
-        view = self._numbers(region)
-        return view.cast("Q") if region.kind is Kind.UINT64 else view.cast("I")
+    def numbers(self, name: str) -> "memoryview[Any]":
+        """Return the numbers of a region, row after row."""
+        region = self._regions[name]
+        start = self._starts[name]
+        size = region.rows * region.size * calcsize(region.kind.value)
+        code: Any = region.kind.value  # of `struct`, of which the types know literals alone
+        return memoryview(self._memory)[start : start + size].cast(code)
 
     def records(self, name: str) -> "Records":
         """Return the records of a RECORD region."""
-        region = self._region(name, Kind.RECORD)
-        return Records(self._memory, self._starts[name], region)
-
-    def _region(self, name: str, *kinds: Kind) -> Region:
-        region = self._regions[name]
-        if region.kind not in kinds:
-            raise ValueError(f"the region {name!r} is of the kind {region.kind.name}")
-        return region
-
-    def _numbers(self, region: Region) -> "memoryview[int]":
-        start = self._starts[region.name]
-        size = region.rows * region.size * calcsize(region.kind.value)
-        return memoryview(self._memory)[start : start + size]
+        return Records(self._memory, self._starts[name], self._regions[name])
 
 
 @dataclass(frozen=True, slots=True)

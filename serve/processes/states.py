@@ -4,7 +4,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from operator import add
 
 import msgspec
@@ -181,8 +181,10 @@ class SharedStates:
 class Reporter:
     """Writes the state of its process every REPORT_S."""
 
-    def __init__(self, tiers: Sequence[Tier]) -> None:
+    def __init__(self, tiers: Sequence[Tier], own_state: Callable[[], Mapping[str, object]] = dict) -> None:
+        """*own_state* returns further fields of the state, or others than follow from the stores."""
         self._tiers = tiers
+        self._own_state = own_state
         self._started_at = time.time()
 
     async def run(self, write: Callable[[ProcessState], None]) -> None:
@@ -201,7 +203,7 @@ class Reporter:
 
     def state(self, lag_s: float = 0.0) -> ProcessState:
         """Return the current state of this process; *lag_s* is by how many seconds its event loop is late."""
-        return ProcessState(
+        state = ProcessState(
             pid=os.getpid(),
             status=status_of_tiers(self._tiers),
             started_at=self._started_at,
@@ -210,6 +212,7 @@ class Reporter:
             tiers=[_tier_state(tier) for tier in self._tiers],
             lookups=self._lookups(),
         )
+        return msgspec.structs.replace(state, **self._own_state())
 
     def _lookups(self) -> dict[str, dict[str, list[int]]]:
         """Return numbers of lookups, in the order of LOOKUP_OUTCOMES, by release and name, summed over the tiers.

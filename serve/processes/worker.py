@@ -11,8 +11,6 @@ from contextlib import AsyncExitStack, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Self
 
-import msgspec
-
 from hotplate.base.timing import loop_time
 from hotplate.serve.api.app import Dispatcher
 from hotplate.serve.api.events import EventsHandler
@@ -115,8 +113,10 @@ async def run_worker(
         server = server_of(dispatcher, settings.limits, fast_lane=not settings.no_fast_lane)
 
         # Reports for the parent and the admin process, in shared memory.
-        reports = _WorkerReporter(context, number, reader, dispatcher.readiness, server)
-        await stack.enter_async_context(background(reports.run(reports.write)))
+        listening = asyncio.Event()
+        reporter = Reporter(reader.tiers, partial(_own_state, context, dispatcher.readiness, server, listening))
+        share = partial(_share, context, number, reader)
+        await stack.enter_async_context(background(reporter.run(share)))
         if settings.probation_s:  # the admin process judges new releases by these counts
             counter = ReleaseCounter(memory.comparisons, reader.tiers)
             await stack.enter_async_context(background(counter.run()))
@@ -130,13 +130,14 @@ async def run_worker(
             certificate=context.certificate,
             has_most=lambda waited: memory.balance.has_most(number, len(server.open), waited=waited),
         )
-        reports.begin_listening()
+        listening.set()
+        share(reporter.state())
         announce()
         _tune_interpreter()
 
         await stop.requested.wait()
         dispatcher.readiness.drain()
-        reports.write(reports.state())
+        share(reporter.state())
         await _stop_accepting(context, number, acceptor, stop)
         await _drain(settings, server, stop)
 
@@ -152,57 +153,35 @@ def _tune_interpreter() -> None:
     sys.setswitchinterval(SWITCH_S)
 
 
-class _WorkerReporter(Reporter):
-    """Reports the state of a worker, in shared memory, to the parent and the admin process."""
+def _own_state(
+    context: ProcessContext, readiness: WorkerReadiness, server: HttpServer, listening: asyncio.Event
+) -> dict[str, object]:
+    """Return the fields of the worker's state that are not of its stores; *listening* once it takes connections."""
+    status, findings = readiness.check()
+    certificate = context.certificate
+    sharing = context.memory.sharing
+    return {
+        "status": status if listening.is_set() else Status.STARTING,
+        "connections": len(server.open),
+        "findings": short(findings),
+        "certificate_expires_at": certificate.expires_at if certificate else None,
+        "consumed_lag_s": None if sharing is None else sharing.lag_s,
+    }
 
-    def __init__(
-        self,
-        context: ProcessContext,
-        number: int,
-        reader: TieredReader,
-        readiness: WorkerReadiness,
-        server: HttpServer,
-    ) -> None:
-        super().__init__(reader.tiers)
-        self._is_listening = False
-        self._context = context
-        self._number = number
-        self._reader = reader
-        self._readiness = readiness
-        self._server = server
 
-    def begin_listening(self) -> None:
-        """Report from now on that the worker takes connections."""
-        self._is_listening = True
-        self.write(self.state())
+def _share(context: ProcessContext, number: int, reader: TieredReader, state: ProcessState) -> None:
+    """Write the *state* of a worker, by its number, to shared memory, and what else the worker shares.
 
-    def state(self, lag_s: float = 0.0) -> ProcessState:
-        """Return the state of the stores, and of the service."""
-        readiness = self._readiness.check()
-        certificate = self._context.certificate
-        sharing = self._context.memory.sharing
-        return msgspec.structs.replace(
-            super().state(lag_s),
-            status=readiness.status if self._is_listening else Status.STARTING,
-            connections=len(self._server.open),
-            findings=short(readiness.findings),
-            certificate_expires_at=certificate.expires_at if certificate else None,
-            consumed_lag_s=None if sharing is None else sharing.lag_s,
-        )
-
-    def write(self, state: ProcessState) -> None:
-        """Write *state* to shared memory, and what else the worker shares.
-
-        That is the number of its connections, of lost log lines, and the popular lists of the first live release, for
-        workers that are started while no store can be read.
-        """
-        memory = self._context.memory
-        memory.states.write(self._number, state)
-        memory.balance.update(self._number, state.connections)
-        memory.metrics.count_in(DROPPED_LINES, number=self._context.stderr.take_dropped())
-        first_live = self._reader.first_live
-        if first_live is not None:
-            memory.kept.keep(self._number, first_live)
+    That is the number of its connections, of lost log lines, and the popular lists of the first live release, for
+    workers that are started while no store can be read.
+    """
+    memory = context.memory
+    memory.states.write(number, state)
+    memory.balance.update(number, state.connections)
+    memory.metrics.count_in(DROPPED_LINES, number=context.stderr.take_dropped())
+    first_live = reader.first_live
+    if first_live is not None:
+        memory.kept.keep(number, first_live)
 
 
 async def _open_reader(context: ProcessContext, stack: AsyncExitStack, stop: ShutdownSignals) -> TieredReader:

@@ -6,7 +6,7 @@ averaged over the shares that the live counts leave possible (Jeffreys' prior). 
 martingale, and exceeds N at any of its looks in at most one of N cases (Ville's inequality).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate
 from math import exp, log, log1p
 from typing import NamedTuple
@@ -58,6 +58,9 @@ class _Rule(NamedTuple):
 
     errs: float
     """The share of good releases that may be called worse."""
+
+    tally: Callable[[ReleaseCounts], _Tally]
+    """Returns how many of the lookups or reads of a release had this outcome."""
 
 
 class _Comparison(NamedTuple):
@@ -149,47 +152,45 @@ def find_regression(
     any number of times while the counts grow, this calls at most one of 1,000 good releases worse, or one of
     1,000 times *factor*, which multiplies the required evidence. *baseline* names the reference in the sentence.
     """
-    slow_from = _slow_from(reference.reads)  # the first bucket of reads that count as slow
-    slow_reads = f"reads took more than {BUCKETS_S[slow_from - 1] * 1000:g} ms"
+    slow_after_s = slow_s(reference.reads)
+    first_slow = BUCKETS_S.index(slow_after_s) + 1  # the first bucket of reads that count as slow
+    slow_reads = f"reads took more than {slow_after_s * 1000:g} ms"
     rules = (
-        _Rule("lookups could not be read", MORE_ERRORS, ERRS_BY_ERRORS),
-        _Rule("lookups got the popular list", MORE_FALLBACKS, ERRS_BY_FALLBACKS),
-        _Rule(slow_reads, MORE_SLOW, ERRS_BY_SLOW),
+        _Rule(
+            "lookups could not be read",
+            MORE_ERRORS,
+            ERRS_BY_ERRORS,
+            lambda counts: _Tally(counts.error, counts.lookups),
+        ),
+        _Rule(
+            "lookups got the popular list",
+            MORE_FALLBACKS,
+            ERRS_BY_FALLBACKS,
+            lambda counts: _Tally(counts.miss + counts.error, counts.lookups),
+        ),
+        _Rule(
+            slow_reads,
+            MORE_SLOW,
+            ERRS_BY_SLOW,
+            lambda counts: _Tally(sum(counts.reads[first_slow:]), sum(counts.reads)),
+        ),
     )
-
-    judged_tallies = _tallies_of(judged, slow_from)
-    reference_tallies = _tallies_of(reference, slow_from)
-    for rule, *tallies in zip(rules, judged_tallies, reference_tallies, strict=True):
-        comparison = _Comparison(rule, *tallies)
+    for rule in rules:
+        comparison = _Comparison(rule, rule.tally(judged), rule.tally(reference))
         if comparison.is_worse(factor):
             return comparison.sentence(baseline)
     return None
 
 
-def _tallies_of(counts: ReleaseCounts, slow_from: int) -> tuple[_Tally, _Tally, _Tally]:
-    """Return the bad outcomes of a release, in the order of the rules; reads from bucket *slow_from* on are slow."""
-    return (
-        _Tally(counts.error, counts.lookups),
-        _Tally(counts.miss + counts.error, counts.lookups),
-        _Tally(sum(counts.reads[slow_from:]), sum(counts.reads)),
-    )
-
-
 def slow_s(reads: tuple[float, ...]) -> float:
-    """Return the time from which on a read is slow, by those of the live release."""
-    return BUCKETS_S[_slow_from(reads) - 1]
-
-
-def _slow_from(reads: tuple[float, ...]) -> int:
-    """Return the first bucket with only slow reads: those over SLOW_S seconds, and over twice the 95th percentile.
+    """Return the time over which a read is slow by those of the live release: SLOW_S, and twice the 95th percentile.
 
     *reads* is a histogram: the number of reads in each bucket of their time. BUCKETS_S are the upper bounds of the
-    buckets, in seconds, and a last bucket has all slower reads. The result is an index of *reads*.
+    buckets, in seconds, and a last bucket has all slower reads. The result is one of the bounds: reads of the bucket
+    that ends there are not all slow.
     """
     total = sum(reads)
     percentile_bucket = next((bucket for bucket, count in enumerate(accumulate(reads)) if count >= USUAL * total), 0)
     percentile_s = BUCKETS_S[min(percentile_bucket, len(BUCKETS_S) - 1)]
-
-    # Reads of the bucket whose upper bound reaches this time are not all slow, so the next one is the first.
     slow_after_s = max(SLOW_S, 2 * percentile_s)
-    return next((bucket + 1 for bucket, bound in enumerate(BUCKETS_S) if bound >= slow_after_s), len(BUCKETS_S))
+    return next((bound for bound in BUCKETS_S if bound >= slow_after_s), BUCKETS_S[-1])

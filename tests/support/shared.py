@@ -18,7 +18,7 @@ def consumed_items(*hours: str) -> Consumed:
     shared = table()
     return Consumed(
         hours,
-        users=shared.integers("consumed users"),
-        tags=shared.integers("consumed tags"),
-        times=shared.integers("consumed times"),
+        users=shared.numbers("consumed users"),
+        tags=shared.numbers("consumed tags"),
+        times=shared.numbers("consumed times"),
     )
