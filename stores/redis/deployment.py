@@ -328,15 +328,16 @@ class Deployment:
             for position in unsent:
                 batches.setdefault(targets[position], []).append(position)
 
-            async def send(target: _Target, positions: Sequence[int]) -> None:
-                async with self._session_at(target) as session:
-                    received = await session.replies(*(commands[position] for position in positions))
-                    if after is not None:
-                        await after(session)
-                for position, reply in zip(positions, received, strict=True):
+            parts = await all_done(
+                *(
+                    self._send(target, [commands[position] for position in positions], after)
+                    for target, positions in batches.items()
+                )
+            )
+            for positions, part in zip(batches.values(), parts, strict=True):
+                for position, reply in zip(positions, part, strict=True):
                     replies[position] = reply
 
-            await all_done(*(send(target, positions) for target, positions in batches.items()))
             unsent = [position for position in unsent if isinstance(replies[position], AskError)]
             if not unsent:
                 raise_first_error(replies)
@@ -345,6 +346,14 @@ class Deployment:
                 targets[position] = self._redirected(replies[position], targets[position].node)
 
         raise self._disagreement(slots[unsent[0]])
+
+    async def _send(self, target: _Target, commands: Sequence[Command], after: AfterCommands | None) -> list[Any]:
+        """Send commands to a server at once, and call *after* with its session; return their replies."""
+        async with self._session_at(target) as session:
+            replies = await session.replies(*commands)
+            if after is not None:
+                await after(session)
+            return replies
 
     def _target_of(self, slot: int) -> _Target:
         """Return the primary that has a slot; raises PartUnavailable if it is unknown."""

@@ -99,12 +99,18 @@ def parse(url: str, environment: Mapping[str, str] = os.environ) -> RedisAddress
     if not by_entra and not parts.password:
         common = _with_password(common, PASSWORD_VARIABLE, environment)
 
-    path = parts.path.removeprefix("/")
     if parts.scheme.endswith("+sentinel"):
         login = replace(
             _with_password(common, SENTINEL_PASSWORD_VARIABLE, environment), user=options.get("sentinel_user")
         )
         return _behind_sentinels(common, login, parts)
+    return _with_hosts(common, parts)
+
+
+def _with_hosts(common: RedisAddress, parts: SplitResult) -> RedisAddress:
+    """Return the address of one server or of a cluster."""
+    shown = common.shown
+    path = parts.path.removeprefix("/")
     if parts.scheme.endswith("+cluster"):
         if path.strip("/") not in ("", "0"):
             raise StoreMisused(f"{shown} names a database, but a cluster has only database 0; leave it out")

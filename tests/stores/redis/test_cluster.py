@@ -409,7 +409,7 @@ async def test_scan_continues_once_all_slots_are_served(
     keys = Keys(prefix).release(release_ref(FIRST))
     rows = store.scan(release_ref(FIRST))
     scanned = list[Row]()
-    lost = [(redis_cluster.owner(keys.groups[bucket].first).server, str(keys.slots[bucket])) for bucket in (0, 9)]
+    lost = [(redis_cluster.owner(keys.heads[bucket].decode()).server, str(keys.slots[bucket])) for bucket in (0, 9)]
 
     def change(verb: str) -> None:
         for server, slot in lost:
