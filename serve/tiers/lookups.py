@@ -29,7 +29,8 @@ The time limits of a read from a remote store, in the order in which they are se
 
 Other limits belong to the store, and reads fail at once in their pauses:
 
-    connect       1 s to open a connection to Redis (CONNECT_TIMEOUT_S), then pauses of 0.05 to 2 s (`Reconnector`).
+    connect       1 s to open a connection to Redis (CONNECT_TIMEOUT_S), then pauses of 0.05 to 2 s
+                  (RECONNECT_PAUSES_S).
     discovery     1 s for each node or sentinel that is asked for the servers, then pauses of 0.1 to 1 s
                   (DISCOVERY_TIMEOUT_S, DISCOVERY_PAUSES_S).
     breaker       After 5 failed reads in a row, or 50 of parts of a store, the circuit opens; one read probes the
