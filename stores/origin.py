@@ -71,7 +71,8 @@ class GateRecord:
 
     def to_record(self) -> dict[str, Any]:
         """Return the entry `gates` of a manifest's record, as it is read back from JSON."""
-        return dict(msgspec.to_builtins(self))
+        record: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(self))
+        return record
 
 
 class AttributesEntry(TypedDict):
