@@ -177,8 +177,15 @@ def _decode_with_whole_n(body: bytes, kind: type[AnyStruct], decode: Callable[..
             decode(body, type=msgspec.Raw)  # raises another error if it cannot be read at all
         if not str(error).endswith("got `float` - at `$.n`"):
             raise
+        decode(body, type=_with_float_n(kind))  # since the other fields are not converted
         decoded = decode(body, type=kind, strict=False)
     return decoded
+
+
+@lru_cache
+def _with_float_n(kind: type[Struct]) -> type[Struct]:
+    """Return a subclass of *kind* whose `n` is a float."""
+    return msgspec.defstruct(kind.__name__, [("n", float)], bases=(kind,), frozen=True, kw_only=True)
 
 
 def parse_id(raw: str, name: str) -> str:

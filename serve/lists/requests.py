@@ -75,12 +75,15 @@ async def answer_list(reader: TieredReader, shaper: Shaper, request: ListRequest
 def answer_popular(reader: TieredReader, shaper: Shaper, request: ListRequest) -> ListAnswer:
     """Return the answer to a request for a popular list, which is in memory.
 
-    A request with a cursor, `request.after`, continues a page in the release of that page, if that is served still.
-    Raises as `TieredReader.popular` and `Shaper.shape`.
+    A request with a cursor, `request.after`, continues a page in the release of that page, if that is served still and
+    the cursor is of this list. Raises as `TieredReader.popular` and `Shaper.shape`.
     """
     wanted = request.selection
     release = "" if request.after is None else request.after.release
-    return shape_list(shaper, request, reader.popular(wanted.segment, wanted.list, release))
+    encoded = reader.popular(wanted.segment, wanted.list, release)
+    if release and request.after is not None and not request.after.continues(encoded):
+        encoded = reader.popular(wanted.segment, wanted.list)
+    return shape_list(shaper, request, encoded)
 
 
 def answer_nowait(reader: TieredReader, shaper: Shaper, request: ListRequest) -> ListAnswer | None:

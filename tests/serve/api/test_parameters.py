@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from hotplate.serve.api.parameters import QueryParser, parse_batch
+from hotplate.serve.api.parameters import QueryParser, parse_batch, parse_fold_in
 from hotplate.serve.api.schemas import NoQuery
 from hotplate.serve.lists.options import PagedSelection
 from hotplate.serve.problems import Problem
@@ -82,6 +82,21 @@ def test_a_refusal_names_the_parameter_and_its_bound(raw: str, sentence: str) ->
     with pytest.raises(Problem, match=re.escape(sentence)) as raised:
         PARSER.parse(raw)
     assert raised.value.status == 400
+
+
+@pytest.mark.parametrize("n", ["5", "5.0"])
+@pytest.mark.parametrize(
+    ("members", "sentence"),
+    [
+        ('"items": ["1"], "recency": "0.5"', "recency cannot be used: expected `float`, got `str`"),
+        ('"items": [{"id": "1", "weight": "2"}]', "weight cannot be used: expected `float | null`, got `str`"),
+        ('"items": ["1"], "n": "7"', "n cannot be used"),
+    ],
+)
+def test_text_is_no_number_beside_any_n(n: str, members: str, sentence: str) -> None:
+    with pytest.raises(Problem, match=re.escape(sentence)):
+        parse_fold_in(f'{{"n": {n}, {members}}}'.encode())
+    assert parse_fold_in(f'{{"n": {n}, "items": ["1"]}}'.encode()).n == 5
 
 
 def test_route_refuses_parameters_of_other_routes() -> None:

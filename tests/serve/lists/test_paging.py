@@ -310,8 +310,9 @@ def test_pages_continue_over_a_flip(tmp_path: Path) -> None:
 
         moved = service.get(f"/v1/recommendations/9?n=1&after={stranger['next']}").json
         assert (moved["restarted"], moved["release"]) == (True, second)
-        other_list = service.get(f"/v1/similar/a?n=1&after={page.json['next']}").json
-        assert other_list["restarted"]
+        for route in ("similar/a", "popular"):
+            other_list = service.get(f"/v1/{route}?n=1&after={page.json['next']}").json
+            assert (other_list["restarted"], other_list["release"]) == (True, second)
         third = flip(service, tmp_path / "store")
         restarted = service.get(f"/v1/recommendations/1?n=2&after={page.json['next']}")
         assert (restarted.json["restarted"], restarted.json["release"]) == (True, third)
