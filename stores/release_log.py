@@ -10,7 +10,7 @@ import logging
 import os
 import platform
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import TypeVar
 
@@ -18,6 +18,7 @@ import msgspec
 from msgspec import Struct
 
 from hotplate.stores.catalogue import Catalogue, ReleaseId
+from hotplate.stores.errors import CatalogueUnreadable
 from hotplate.stores.store import Reader, RecordChange
 
 log = logging.getLogger(__name__)
@@ -81,7 +82,10 @@ def signed(reason: str, caller: str = "") -> Iterator[None]:
 async def log_of(reader: Reader) -> list[ReleaseChange]:
     """Read the last MAX_CHANGES changes, the oldest first; none, with a warning, if the record is damaged."""
     changes, _ = await _read(reader, LOG, list[ReleaseChange])
-    if changes and not _is_made(changes[-1], await reader.catalogue()):
+    catalogue = Catalogue()
+    with suppress(CatalogueUnreadable):  # the log is read to find out what happened
+        catalogue = await reader.catalogue()
+    if changes and not _is_made(changes[-1], catalogue):
         changes.pop()
     return changes
 

@@ -90,11 +90,10 @@ class ServerConnection(Connection):
         loop = asyncio.get_running_loop()
         stream = asyncio.StreamReaderProtocol(asyncio.StreamReader(loop=loop), keep, loop)
         context = self._context() if self._tls else None
+        name = self._certified_as if self._tls else None  # asyncio refuses one without TLS
         try:
             async with asyncio.timeout(self.socket_connect_timeout):
-                await loop.create_connection(
-                    lambda: stream, self.host, self.port, ssl=context, server_hostname=self._certified_as
-                )
+                await loop.create_connection(lambda: stream, self.host, self.port, ssl=context, server_hostname=name)
         except BaseException:
             self.abort()
             raise

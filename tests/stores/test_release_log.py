@@ -2,12 +2,14 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import pytest
 
 from hotplate.stores import lifecycle, release_log, transitions
 from hotplate.stores.catalogue import Catalogue
-from hotplate.stores.errors import ReleaseNotFound
+from hotplate.stores.connect import connect
+from hotplate.stores.errors import CatalogueUnreadable, ReleaseNotFound
 from hotplate.stores.release_log import MAX_CHANGES, MAX_REASON, log_of, signed
 from hotplate.stores.store import RecordChange, Store
 from tests.support.stores import publish
@@ -129,6 +131,16 @@ async def test_a_damaged_log_begins_anew(store: Store, caplog: pytest.LogCapture
     second = await publish(store)
     assert [change.live for change in await log_of(store)] == [second]
     assert "the record 'log' beside the catalogue cannot be read" in caplog.text
+
+
+async def test_log_is_read_beside_a_catalogue_that_cannot_be_read(tmp_path: Path) -> None:
+    store = connect(f"file://{tmp_path}")
+    releases = [await publish(store) for _ in range(2)]
+    (tmp_path / "catalogue.json").write_text("{")
+    with pytest.raises(CatalogueUnreadable):
+        await store.catalogue()
+    assert [change.live for change in await log_of(store)] == releases
+    await store.close()
 
 
 async def test_a_change_that_a_killed_process_has_logged_and_not_made_is_not_shown(

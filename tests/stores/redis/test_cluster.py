@@ -600,6 +600,15 @@ async def test_doctor_warns_of_full_coverage_required(store: RedisStore, redis_c
     )
 
 
+async def test_nodes_known_by_numbers_are_reached_without_tls_when_the_seed_is_a_name(
+    redis_cluster: RedisCluster, prefix: str
+) -> None:
+    store = connect(redis_cluster.url(prefix=prefix).replace("127.0.0.1", "localhost"))
+    await write_release(store, FIRST, USERS[:10])
+    assert await scan_rows(store, FIRST) == USERS[:10]
+    await store.close()
+
+
 def test_a_node_known_by_a_number_may_be_certified_under_the_name_of_a_seed() -> None:
     cluster = Cluster(parse("rediss+cluster://u:p@10.0.0.1,cache.example:10000/", {}))
     other = cluster.address(RedisNode("10.0.0.9", 8500))
