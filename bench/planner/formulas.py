@@ -4,7 +4,7 @@ An expression keeps the expressions that it was calculated from, so each figure 
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import ceil
 from operator import add, gt, mul, sub, truediv
 from typing import Any, Union
@@ -183,7 +183,7 @@ def least_possible(terms: Mapping[str, Expression]) -> Expression:
     possible = [term for term in terms.values() if not term.obstacle]
     if possible:
         least = possible[0] if len(possible) == 1 else smallest(*possible)
-        return replace(least, rank=ATOM, arguments=tuple(terms.values()))
+        return Expression(least.result, least.text, arguments=tuple(terms.values()))
     obstacles = "; ".join(f"{name}: {term.obstacle}" for name, term in terms.items())
     text = f"min({', '.join(term.text for term in terms.values())})"
     return Expression(NotPossible(obstacles), text, arguments=tuple(terms.values()))

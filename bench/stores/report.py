@@ -161,7 +161,7 @@ def report(options: StoresOptions, setup: Setup, measured: Measured, notes: Sequ
         },
         origins=_origins(options, measured, prices),
         plots=tuple(plots_by_round(compared.rows)),
-        notes=(*notes, *_too_few_answers(stores, compared.rows), *_late(stores)),
+        notes=(*notes, *_left_out(options, measured), *_too_few_answers(stores, compared.rows), *_late(stores)),
         method=(*setup.notes, METHOD, PATIENT, COST_NOTE.format(rate=rate), *checks),
         interrupted=measured.interrupted,
         configuration=options.to_json()
@@ -205,6 +205,14 @@ def _origins(options: StoresOptions, measured: Measured, prices: Prices) -> dict
     vcpu = f"an hour of a vCPU {prices['cpu_hour'].amount:g} {prices.currency}, {basis}"
     dates = f"RU/s {prices['ru_hour'].date}, Redis {prices.redis[0].node_hour.date}"
     return {**origins, "priced": f"{dates}, list prices; {vcpu}", "besides": ELSE_DECIDES}
+
+
+def _left_out(options: StoresOptions, measured: Measured) -> Iterator[str]:
+    """Yield a note if fewer rounds than those of `--repeat` fitted into `--budget`."""
+    made = measured.rounds + measured.disturbed
+    is_complete = not (measured.interrupted or measured.failure)
+    if is_complete and options.repeat is not None and made < options.repeat:
+        yield f"{made} of {options.repeat} rounds fit into --budget {options.budget}."
 
 
 def _too_few_answers(stores: Sequence[StoreRuns], rows: Sequence[Row]) -> Iterator[str]:

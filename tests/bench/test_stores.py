@@ -151,6 +151,14 @@ def test_p99_decided_by_stalls_is_no_difference() -> None:
     )
 
 
+@pytest.mark.parametrize(("disturbed", "notes"), [(1, []), (0, ["6 of 7 rounds fit into --budget 9s."])])
+def test_rounds_that_do_not_fit_into_the_budget_are_counted(disturbed: int, notes: list[str]) -> None:
+    """With `--repeat 40 --budget 60s`, six rounds were reported without a word. Disturbed rounds were made."""
+    options = StoresOptions(repeat=7, budget="9s")
+    compared = summary(store_runs("files", 0.002), disturbed=disturbed, options=options)
+    assert [note for note in compared.notes if "--budget" in note] == notes
+
+
 def test_few_rounds_are_no_verdict_but_shown() -> None:
     comparison = summary(store_runs("files", steady(0.002, 1)))
     assert comparison.origins["measured"].startswith("1 round of 1s")

@@ -198,6 +198,14 @@ def test_impossible_stores_are_never_recommended_or_priced(examples: int) -> Non
     explore(check, examples, inputs=varied, more=st.sampled_from([1, 30, 1_000]))
 
 
+def test_only_possible_mode_is_explained_by_its_own_formula() -> None:
+    """The total of the one mode that is possible was explained as that of the first one, which is not."""
+    plan = a_plan(users=1_000_000, peak_rps=10, publish_ru=100, refresh_hours=1)
+    assert plan.obstacles.keys() == {"manual", "autoscale"}
+    assert plan.figures["cheapest_total"].formula == "serverless_total"
+    assert all(figure is plan.figures[figure.name] for _, figure in explain(plan.figures, "cheapest_total"))
+
+
 def test_figures_are_written_once_and_texts_are_no_numbers() -> None:
     table = FigureTable()
     table.add_value("encoding", "zstd", "", "given")
