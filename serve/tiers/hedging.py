@@ -51,8 +51,12 @@ class Hedge:
         outcome = HEDGE_LOST
         try:
             await asyncio.wait([first], timeout=self._delay_s)
-            self._adapt_delay(is_late=not first.done())
-            if not first.done() and self._tokens >= 1:
+            if first.done():
+                answer = first.result()  # an error raises, and does not count as an early read
+                self._adapt_delay(is_late=False)
+                return answer
+            self._adapt_delay(is_late=True)
+            if self._tokens >= 1:
                 self._tokens -= 1
                 second = asyncio.create_task(self._read_elsewhere(release, keys, decode, timeout_s))
                 await asyncio.wait([first, second], return_when=asyncio.FIRST_COMPLETED)

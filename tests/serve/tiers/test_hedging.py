@@ -6,7 +6,8 @@ from collections.abc import Sequence
 import pytest
 
 from hotplate.serve.embedded import Lists
-from hotplate.serve.tiers.hedging import BURST, HEDGED
+from hotplate.serve.metrics import Metrics
+from hotplate.serve.tiers.hedging import BURST, HEDGED, Hedge
 from hotplate.serve.tiers.reader import TieredReader
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.errors import StoreUnavailable
@@ -14,6 +15,7 @@ from hotplate.stores.store import ReadResult
 from tests.support.clock import FakeClock
 from tests.support.memory_store import MemoryStore
 from tests.support.remote import RemoteStore, publish
+from tests.support.stores import ref_of
 from tests.support.virtual import virtual
 
 BUDGET_S = 0.2
@@ -26,6 +28,7 @@ class TwoPlaces(RemoteStore):
     def __init__(self, inner: MemoryStore) -> None:
         super().__init__(inner)
         self.late, self.calls, self.calls_elsewhere, self.cancelled = 0, 0, 0, 0
+        self.usual_s = USUAL_S
         self.replica: RemoteStore = RemoteStore(inner)
         self.replica.delay_s = USUAL_S
         self.has_second = True
@@ -38,7 +41,7 @@ class TwoPlaces(RemoteStore):
         self, release: ReleaseRef, keys: Sequence[str], *, timeout_s: float | None = None
     ) -> list[ReadResult]:
         self.calls += 1
-        self.delay_s = LATE_S if self.calls % 100 < self.late else USUAL_S
+        self.delay_s = LATE_S if self.calls % 100 < self.late else self.usual_s
         try:
             return await super().get_many(release, keys, timeout_s=timeout_s)
         except asyncio.CancelledError:
@@ -134,6 +137,21 @@ async def test_hedging_hides_a_few_late_reads_in_a_hundred(store: TwoPlaces) -> 
     store.late = 3
     slow = [await timed(reader, "1") for _ in range(500)]
     assert sum(took_s > 5 * USUAL_S for _, _, took_s in slow) <= 1
+
+
+@virtual
+async def test_failed_reads_do_not_shorten_the_delay(store: TwoPlaces) -> None:
+    release = await ref_of(store.inner, await publish(store.inner, "first"))
+    hedge = Hedge(store, "redis", Metrics(1, ["redis"]))
+    store.failure = StoreUnavailable("away")
+    for _ in range(2000):
+        with pytest.raises(StoreUnavailable):
+            await hedge.get_many(release, ["user:1"], lambda _, value: value, timeout_s=BUDGET_S)
+    assert store.calls_elsewhere == 0
+    store.failure = None
+    store.usual_s = 0.004
+    await hedge.get_many(release, ["user:1"], lambda _, value: value, timeout_s=BUDGET_S)
+    assert store.calls_elsewhere == 0, "4 ms are not late before any read was measured"
 
 
 @virtual
