@@ -42,8 +42,8 @@ class Charge(NamedTuple):
 
 
 FIGURES: Sequence[Figure[Charge]] = (
-    Figure("charge", "RU", lambda charge: charge.measured_ru, "RU", digits=3),
-    Figure("charge by our coefficients", "RU", lambda charge: charge.ours_ru, "by our\ncoefficients", digits=3),
+    Figure("charge", "RU", lambda charge: charge.measured_ru, "RU", digits=4),
+    Figure("charge by our coefficients", "RU", lambda charge: charge.ours_ru, "by our\ncoefficients", digits=4),
     Figure("deviation", "share", lambda charge: charge.measured_ru / charge.ours_ru - 1, "off by\n%", "%"),
 )
 

@@ -316,8 +316,8 @@ class Sweep:
     def missing(self) -> list[str]:
         """The names of levels that were not measured."""
         measured = {(level.ru, level.size_kb) for level in self.levels}
-        planned = product(self.planned.levels, self.planned.sizes_kb)
-        return [self.subject(*level) for level in planned if level not in measured]
+        planned = product(self.planned.sizes_kb, self.planned.levels)  # in the order of the measurement
+        return [self.subject(ru, size_kb) for size_kb, ru in planned if (ru, size_kb) not in measured]
 
 
 def report(sweep: Sweep, ending: Ending, prices: Prices) -> Report:

@@ -294,6 +294,12 @@ def test_popular_lists_at_90_percent_load_break_the_run_of_an_account() -> None:
     assert row(reported_run, "p99").value is None
 
 
+def test_levels_that_were_not_measured_are_named_in_the_order_of_the_measurement() -> None:
+    planned = SweepPlan(SweepOptions(), levels=(400, 1_000), sizes_kb=(1, 4), duration_s=6)
+    notes = report(Sweep(planned, levels=[measured(400)]), Ending(interrupted=True), load_prices()).notes
+    assert "1,000 RU/s, 1 KB, 400 RU/s, 4 KB, 1,000 RU/s, 4 KB: not measured." in notes
+
+
 def reported(*levels: Level, account: str | None = None, options: SweepOptions | None = None) -> Report:
     planned = SweepPlan(
         options or SweepOptions(account=account),

@@ -17,10 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
+from hotplate.base.report import print_report
 from hotplate.bench.cosmos_emulator.server import EmulatorSettings
 from hotplate.bench.errors import BenchFailed
-from hotplate.bench.ru.charges import MeasuredCharges, measure, plan
+from hotplate.bench.ru.charges import Charge, MeasuredCharges, measure, plan
 from hotplate.bench.ru.sandbox import Sandbox, sandbox
 from hotplate.stores.cosmos.account import CosmosAccount
 from hotplate.stores.cosmos.charges import load
@@ -265,6 +267,14 @@ def url(theirs: Path) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def measured(url: str) -> MeasuredCharges:
     return measure(plan(url, "1,2"), OURS, lambda _: None)
+
+
+def test_charges_are_shown_with_the_hundredths_that_azure_reports() -> None:
+    """A charge of 13.34 RU was shown as 13.3."""
+    charges = MeasuredCharges("an account", "today", [Charge("upsert", 4, 13.34, 13.01)], {}, OURS)
+    text = io.StringIO()
+    print_report(charges.report(), Console(file=text, width=80))
+    assert re.search(r"upsert, 4 KB +13\.34 +13\.01 ", text.getvalue()), text.getvalue()
 
 
 def test_measured_charge_file_matches_the_account(measured: MeasuredCharges, theirs: Path, tmp_path: Path) -> None:
