@@ -19,6 +19,9 @@ COLUMNS = "Columns of the data"
 GATES = "Conditions for going live"
 RULES = "Business rules"
 
+# No list or history has more; manifests can hold it.
+MOST_COUNTED = 1_000_000_000
+
 Keep = Annotated[int, Flag("The number of earlier releases to keep, besides the live one.", at_least=0)]
 EndCanary = Annotated[bool, Flag("Go live even while a canary runs, and end it.", env=False)]
 ChosenArm = Annotated[Arm, Flag("The arm of a running experiment.", env=False)]
@@ -139,9 +142,12 @@ class RuleFiles:
         ),
     ] = None
     max_per_category: Annotated[
-        int | None, Flag("The maximum number of items of a category in a list.", RULES, at_least=1)
+        int | None,
+        Flag("The maximum number of items of a category in a list.", RULES, at_least=1, at_most=MOST_COUNTED),
     ] = None
-    min_history: Annotated[int, Flag("Users with fewer items get the popular list.", RULES, at_least=1)] = 1
+    min_history: Annotated[
+        int, Flag("Users with fewer items get the popular list.", RULES, at_least=1, at_most=MOST_COUNTED)
+    ] = 1
     boost: Annotated[
         Path | None, Flag("A file of item and factor of its scores.", RULES, metavar="FILE", urls=True)
     ] = None

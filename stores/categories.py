@@ -4,6 +4,7 @@ An item is listed only if each of its categories is below the cap. With a cap of
 sale) and c (sale) has a and c: b is not listed, so it does not count as one of sale.
 """
 
+from collections import Counter
 from collections.abc import Collection, Sequence
 from itertools import chain
 from typing import Any
@@ -17,6 +18,8 @@ Mask = npt.NDArray[np.bool_]
 
 # Items of lists at once, whose arrays stay in the cache.
 _CELLS = 1 << 15
+# Rounds that decide all items of usual lists at once; items left undecided are decided one by one.
+_ROUNDS = 50
 
 
 class CategoryCap:
@@ -62,7 +65,7 @@ class CategoryCap:
         # With all items that may be listed counted, those below the cap are certain; with these alone, others may be
         # listed. Each round is right for one more item of each list at least, as the items before it decide.
         possible = cells >= 0
-        while True:
+        for _ in range(_ROUNDS):
             certain = possible.copy()
             certain[places[_count_before(groups, possible[places]) >= self._most]] = False
             possible[places[_count_before(groups, certain[places]) >= self._most]] = False
@@ -71,6 +74,22 @@ class CategoryCap:
             is_left = possible[places]
             places = places[is_left]
             groups = groups[is_left]
+
+        self._decide_one_by_one(possible, places, groups)
+        return possible.reshape(items.shape)
+
+    def _decide_one_by_one(self, possible: Mask, places: Items, groups: Items) -> None:
+        """Leave those of *possible* whose groups, in pairs with their *places*, have fewer than the most before."""
+        groups_of = dict[int, list[int]]()
+        order = np.argsort(places, kind="stable")
+        for place, group in zip(places[order].tolist(), groups[order].tolist(), strict=True):
+            groups_of.setdefault(place, []).append(group)
+
+        listed = Counter[int]()
+        for place, own in groups_of.items():
+            possible[place] = all(listed[group] < self._most for group in own)
+            if possible[place]:
+                listed.update(own)
 
     def in_full(self, listed: Items) -> Items:
         """Return the items that have a category of which the most items are *listed*."""

@@ -96,6 +96,9 @@ def test_arguments_that_cannot_be_used_are_refused_with_the_reason(tmp_path: Pat
         assert (done.returncode, "has bytes that are not UTF-8" in json.loads(done.stderr)["error"]) == (2, True)
     failed(hotplate("import", tmp_path, "--max-bad-rows", "5"), "is not a number from 0 to 1", code=2)
     failed(hotplate("publish", tmp_path, "--list-length", "x"), "is not a whole number", code=2)
+    for option in ("--max-per-category", "--min-history"):
+        too_many = hotplate("publish", tmp_path, option, "99999999999999999999")
+        failed(too_many, f"'{option}'", "is not a whole number from 1 to 1,000,000,000", code=2)
 
 
 @pytest.mark.parametrize(("flags", "has_times"), [(TrainFlags, True), (ImportFlags, False), (ListFlags, True)])

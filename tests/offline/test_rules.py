@@ -25,6 +25,7 @@ from hotplate.offline.train.popularity import Popularity, PopularityParams, most
 from hotplate.offline.train.ranking import Ranked, RecentWeights
 from hotplate.offline.train.similar import SimilarParams
 from hotplate.offline.train.similar import fit as fit_similar
+from hotplate.stores.categories import CategoryCap
 from hotplate.stores.encoding import OFFSET_BYTES, decode
 from tests.support.interactions import checkerboard_model, under_cap, write
 
@@ -135,6 +136,13 @@ def test_item_is_listed_if_each_of_its_categories_is_under_the_cap(sets: list[se
         assert listed[: len(expected)] == expected, key
         assert listed == expected or key == "popular:", "it is filled from all items, and the plain one is short"
         assert listed == under_cap(listed, categories, cap)
+
+
+def test_a_long_chain_of_items_that_share_categories_is_decided_soon() -> None:
+    chain = CategoryCap(1, [(item, item + 1) for item in range(20_000)])
+    lists = np.array([np.arange(20_000), np.arange(20_000)[::-1]])
+    expected = [np.arange(20_000) % 2 == 0] * 2
+    np.testing.assert_array_equal(chain.are_listed(lists), expected)
 
 
 def test_items_with_several_categories_are_read_from_rows_lists_and_arrays(tmp_path: Path) -> None:
