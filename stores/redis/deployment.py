@@ -19,6 +19,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
+from itertools import starmap
 from math import inf
 from typing import Any, NamedTuple, TypeVar
 
@@ -392,14 +393,13 @@ class Deployment:
         """Replace all connections by ones with new credentials; raises StoreUnavailable if one cannot be opened."""
         self._retire_removed()  # a server may vanish without closing its connections
         try:
-            await all_done(*map(self._renew, list(self._servers)))
+            await all_done(*starmap(self._renew, list(self._servers.items())))
         except StoreUnavailable:
             self.schedule_refresh()
             raise
 
-    async def _renew(self, key: _ServerKey) -> None:
+    async def _renew(self, key: _ServerKey, former: Server) -> None:
         """Replace the connections to a server; if those for reads cannot be opened, the former ones stay open."""
-        former = self._servers[key]
         server = self._new_server(key)
         try:
             if former.reads is not None or former.is_in_use:
@@ -407,6 +407,9 @@ class Deployment:
         except BaseException:
             await server.close()
             raise
+        if self._servers.get(key) is not former:  # it was retired meanwhile
+            await server.close()
+            return
         self._servers[key] = server
         if self.only_primary is former:
             self.only_primary = server
