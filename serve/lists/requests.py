@@ -57,7 +57,7 @@ async def answer_list(reader: TieredReader, shaper: Shaper, request: ListRequest
     """Return the answer to a request for one list: read it, filter it, and cut it or take a page of it.
 
     A request with a cursor, `request.after`, continues a page: its list is read in the release of that page, if it
-    still can be. Raises as `TieredReader.personal` and `Shaper.shape`.
+    still can be. Raises as `TieredReader.read` and `Shaper.shape`.
     """
     if request.kind == POPULAR:
         return answer_popular(reader, shaper, request)

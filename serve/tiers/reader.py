@@ -243,14 +243,10 @@ class TieredReader:
 
     # One list
 
-    async def personal(self, user: str, segment: str = OVERALL, name: str = "") -> EncodedList:
-        """Read a user's list, or the popular list of *segment* for an unknown or denied user; see `read`."""
-        return await self.read(USER, user, segment, name)
-
     async def read(self, kind: str, identifier: str, segment: str = OVERALL, name: str = "") -> EncodedList:
         """Read the list of a user or an item or, if there is none, return the popular list of *segment*.
 
-        *name* is that of a named list. This and other methods with a *name* raise UnknownList.
+        A denied user has none. *name* is that of a named list. This and other methods with a *name* raise UnknownList.
         """
         row = self.row_of(kind, identifier, name)
         fallback = row.popular(segment)

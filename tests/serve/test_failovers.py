@@ -35,7 +35,7 @@ class Watch:
     async def run(self) -> None:
         while True:
             for user in range(USERS):
-                answer = await self.reader.personal(str(user))
+                answer = await self.reader.read(USER, str(user))
                 assert answer.source == "popular" or f'-{user}"'.encode() in answer.body, "somebody else's list"
                 self.answers.append(answer)
                 await asyncio.sleep(1 / RATE)

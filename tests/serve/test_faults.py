@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from hotplate.stores.encoding import USER
 from tests.support.command import hotplate
 from tests.support.cosmos_account import Account, emulated_account
 from tests.support.limited_service import counted
@@ -92,7 +93,7 @@ async def test_redis_outage_at_start_or_later_is_reported_and_survived(tmp_path:
     await publish_to(f"file://{tmp_path}/store", {"user:1": a_list("local")})
     redis.kill()
     async with reading(redis.url(), f"file://{tmp_path}/store") as reader:
-        assert (await reader.personal("1")).tier == "file"
+        assert (await reader.read(USER, "1")).tier == "file"
         assert reader.tiers[0].error is not None
     with serving(tmp_path, "--store", redis.url()) as alone:
         assert [alone.get(path).status for path in ("/v1/recommendations/1", "/readyz", "/livez")] == [503, 503, 200]
@@ -161,7 +162,7 @@ async def test_other_tiers_answer_during_an_account_fault_then_the_account(
         cosmos.inject_faults(COSMOS_FAULTS[fault])
         async with asyncio.timeout(WAIT_S):
             while not reader.tiers[0].breaker.is_open:
-                await reader.personal("1")
+                await reader.read(USER, "1")
         await until_read(reader, *(("file", "personal") if other_tiers else (TIER, "popular")))
         assert reader.tiers[0].error is not None
         cosmos.inject_faults()

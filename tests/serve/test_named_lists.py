@@ -61,11 +61,11 @@ async def test_each_list_has_its_own_users_items_and_popular_lists(
 ) -> None:
     await release(memory)
     reader = await over(remote if is_remote else memory)
-    assert first(await reader.personal("1")) == first(await reader.personal("1", name="home"))
-    assert first(await reader.personal("1")) == ("home 1", "personal", "home")
-    assert first(await reader.personal("1", name="basket")) == ("basket 1", "personal", "basket")
-    assert first(await reader.personal("2")) == ("home popular", "popular", "home")
-    assert first(await reader.personal("3", "France", "basket")) == ("vin", "popular", "basket")
+    assert first(await reader.read(USER, "1")) == first(await reader.read(USER, "1", name="home"))
+    assert first(await reader.read(USER, "1")) == ("home 1", "personal", "home")
+    assert first(await reader.read(USER, "1", name="basket")) == ("basket 1", "personal", "basket")
+    assert first(await reader.read(USER, "2")) == ("home popular", "popular", "home")
+    assert first(await reader.read(USER, "3", "France", "basket")) == ("vin", "popular", "basket")
     assert first(await reader.read(ITEM, "a", name="basket")) == ("basket similar", "similar", "basket")
     assert first(await reader.read(ITEM, "b", name="basket")) == ("basket popular", "popular", "basket")
     assert first(reader.popular("Spain", "basket")) == ("basket popular", "popular", "basket")
@@ -73,7 +73,7 @@ async def test_each_list_has_its_own_users_items_and_popular_lists(
     many = await reader.personal_many(["1", "2", "9", "1"], name="basket")
     assert [first(answer)[0] for answer in many] == ["basket 1", "basket 2", "basket popular", "basket 1"]
     selection = Selection(2, exclude=("basket 1",))
-    shortened = Shaper(reader.deny_list).shape(await reader.personal("1", name="basket"), selection)
+    shortened = Shaper(reader.deny_list).shape(await reader.read(USER, "1", name="basket"), selection)
     assert [item["id"] for item in decode(shortened)] == ["basket popular", "second"]
 
 
@@ -85,7 +85,7 @@ async def test_unknown_list_names_are_errors_with_the_known_names(
     await release(memory)
     reader = await over(remote if is_remote else memory)
     for lookup in (
-        reader.personal("1", name="nothing"),
+        reader.read(USER, "1", name="nothing"),
         reader.read(ITEM, "a", name="Basket"),
         reader.personal_many(["1"], name="x"),
     ):
@@ -100,7 +100,7 @@ async def test_an_erased_or_denied_user_is_unknown_in_each_list(memory: MemorySt
     await release(memory)
     await erase_users(memory, ["1"])
     reader = await over(memory)
-    assert first(await reader.personal("1", name="basket")) == ("basket popular", "popular", "basket")
+    assert first(await reader.read(USER, "1", name="basket")) == ("basket popular", "popular", "basket")
     many = await reader.personal_many(["1", "2", "1"], name="basket")
     assert [first(answer)[0] for answer in many] == ["basket popular", "basket 2", "basket popular"]
     assert reader.metrics.total(LOOKUPS["popular", "miss"]) == [2]
@@ -115,7 +115,7 @@ async def test_tier_or_canary_without_the_named_list_is_skipped(
     await publish(older)
     reader = await over(remote, older)
     remote.failure = StoreUnavailable("gone")
-    assert first(await reader.personal("1", name="basket")) == ("basket popular", "popular", "basket")
+    assert first(await reader.read(USER, "1", name="basket")) == ("basket popular", "popular", "basket")
     (unread,) = await reader.personal_many(["1"], "France", "basket")
     assert (first(unread), unread.status) == (("vin", "popular", "basket"), "error")
     remote.failure = None
@@ -123,7 +123,7 @@ async def test_tier_or_canary_without_the_named_list_is_skipped(
     await life.start_canary(memory, canary, 99.9999)
     reader = await over(memory)
     with pytest.raises(UnknownList):
-        await reader.personal("1", name="basket")
+        await reader.read(USER, "1", name="basket")
     assert first((await reader.personal_many(["1"], name="basket"))[0])[0] == "basket popular"
 
 
@@ -139,7 +139,7 @@ async def test_list_that_only_the_canary_has_is_answered_to_its_users(memory: Me
     assert 0 < len(of_canary) < len(users)
     many = await reader.personal_many(of_canary, name="basket")
     assert [first(answer) for answer in many] == [
-        first(await reader.personal(user, name="basket")) for user in of_canary
+        first(await reader.read(USER, user, name="basket")) for user in of_canary
     ]
     with pytest.raises(UnknownList):
         await reader.personal_many(users, name="basket")
@@ -159,7 +159,7 @@ async def test_list_is_answered_by_its_name_while_it_stops_being_the_default(
     await release(memory)
     reader = await over(remote)
     remote.delay_s = 0.01
-    answers = [asyncio.ensure_future(reader.personal("1", name="home")) for _ in range(2)]
+    answers = [asyncio.ensure_future(reader.read(USER, "1", name="home")) for _ in range(2)]
     await asyncio.sleep(0)
     await publish_swapped(memory)
     await reader.tiers[0].follower.refresh()
@@ -173,7 +173,7 @@ async def test_list_that_becomes_the_default_during_a_failed_read_has_its_popula
     await publish_swapped(memory)
     reader = await over(remote)
     remote.delay_s = 0.05
-    late = asyncio.ensure_future(reader.personal("1", name="home"))
+    late = asyncio.ensure_future(reader.read(USER, "1", name="home"))
     await asyncio.sleep(0.001)
     remote.delay_s = 0.0
     await release(memory)
@@ -189,7 +189,7 @@ async def test_canary_with_another_default_list_answers_by_name(memory: MemorySt
     await life.start_canary(memory, canary, 99.9999)
     reader = await over(memory)
     for name in ("home", "basket"):
-        assert first(await reader.personal("1", name=name)) == (f"{name} 1", "personal", name)
+        assert first(await reader.read(USER, "1", name=name)) == (f"{name} 1", "personal", name)
         many = [first(answer)[:2] for answer in await reader.personal_many(["1", "9"], name=name)]
         assert many == [(f"{name} 1", "personal"), (f"{name} popular", "popular")]
         assert first((await compute_list(reader, [("a", None)], Selection(5, list=name))).encoded)[2] == name
@@ -200,7 +200,7 @@ async def test_list_removed_during_a_read_is_unknown(memory: MemoryStore, remote
     await release(memory)
     reader = await over(remote)
     remote.delay_s = 5
-    asked = asyncio.ensure_future(reader.personal("9", name="basket"))
+    asked = asyncio.ensure_future(reader.read(USER, "9", name="basket"))
     await asyncio.sleep(0.01)
     remote.delay_s = 0
     await publish(memory)

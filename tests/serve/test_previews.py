@@ -12,6 +12,7 @@ from hotplate.serve.tiers.reader import TieredReader
 from hotplate.stores import lifecycle, publication
 from hotplate.stores.catalogue import Catalogue, ReleaseId
 from hotplate.stores.connect import run_on
+from hotplate.stores.encoding import USER
 from hotplate.stores.errors import StoreUnavailable
 from hotplate.stores.store import Row
 from hotplate.stores.users import erase_users
@@ -162,9 +163,9 @@ async def test_users_whose_erasure_the_store_has_lost_stay_hidden(memory: Memory
     await reader.tiers[0].follower.refresh()
     vars(memory).update(older)
     async with reader.preview(ready) as preview:
-        assert (await preview.personal("1")).source == "popular"
-        assert (await preview.personal("2")).source == "popular"
-    assert (await reader.personal("1")).source == "popular"
+        assert (await preview.read(USER, "1")).source == "popular"
+        assert (await preview.read(USER, "2")).source == "popular"
+    assert (await reader.read(USER, "1")).source == "popular"
 
 
 class Hanging(RemoteStore):

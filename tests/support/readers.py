@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from hotplate.serve.lists.encoded_lists import EncodedList
 from hotplate.serve.tiers.reader import TieredReader
 from hotplate.serve.tiers.tier import tiers_of
+from hotplate.stores.encoding import USER
 from tests.support.service import a_list
 
 # For how long a condition is waited for, on however busy a machine.
@@ -45,7 +46,7 @@ async def until_read(reader: TieredReader, tier: str, source: str = "personal", 
     answers = list[EncodedList]()
 
     async def is_so() -> bool:
-        answers.append(await reader.personal(user))
+        answers.append(await reader.read(USER, user))
         return (answers[-1].tier, answers[-1].source) == (tier, source)
 
     await until(is_so, f"no {source} list from {tier}")

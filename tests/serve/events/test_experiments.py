@@ -19,7 +19,7 @@ from hotplate.serve.events.experiments import (
 from hotplate.serve.tiers.reader import TieredReader
 from hotplate.stores import lifecycle as life
 from hotplate.stores.catalogue import Arm, Experiment, ReleaseId, UserShare
-from hotplate.stores.encoding import OFFSET_BYTES
+from hotplate.stores.encoding import OFFSET_BYTES, USER
 from hotplate.stores.event_log import LogSegment, line_of
 from hotplate.stores.publication import Activation
 from hotplate.stores.store import Row
@@ -42,7 +42,7 @@ def rows(word: str) -> list[Row]:
 async def answers(reader: TieredReader) -> dict[str, tuple[ReleaseId, str]]:
     """Return the release and the first item of each user's list, read alone and in a batch."""
     await reader.tiers[0].follower.refresh()
-    alone = [await reader.personal(name) for name in NAMES]
+    alone = [await reader.read(USER, name) for name in NAMES]
     for batch in (alone, await reader.personal_many(NAMES)):
         assert [answer.release.id for answer in batch] == [answer.release.id for answer in alone]
     items = [json.loads(answer.body[OFFSET_BYTES:].split(b"\n")[0])["id"] for answer in alone]

@@ -38,7 +38,7 @@ from hotplate.serve.lists.item_factors import ItemFactors
 from hotplate.serve.lists.options import RECENCY, Selection
 from hotplate.serve.metrics import LOOKUPS
 from hotplate.serve.tiers.reader import TieredReader
-from hotplate.stores.encoding import FACTORS, ITEM, OFFSET_BYTES, decode, encode, encode_id
+from hotplate.stores.encoding import FACTORS, ITEM, OFFSET_BYTES, USER, decode, encode, encode_id
 from hotplate.stores.factors import ItemEntry, lift_of, read_description, read_piece
 from hotplate.stores.file.store import LmdbStore
 from hotplate.stores.store import Reader
@@ -278,12 +278,12 @@ async def test_answers_keep_the_cap_on_each_category_of_an_item(memory: MemorySt
     ranked = {
         key: [item["id"] for item in decode(body[OFFSET_BYTES:])] for batch in plain.batches() for key, body in batch
     }
-    answers = {"user:a": await reader.personal("a"), "item:i003": await reader.read(ITEM, "i003")}
+    answers = {"user:a": await reader.read(USER, "a"), "item:i003": await reader.read(ITEM, "i003")}
     for key, answer in answers.items():
         listed = [item["id"] for item in decode(answer.body[OFFSET_BYTES:])]
         assert listed == under_cap(ranked[key], categories, 2)[: len(listed)]
         assert len(listed) > 4
-    popular = [item["id"] for item in decode((await reader.personal("new")).body[OFFSET_BYTES:])]
+    popular = [item["id"] for item in decode((await reader.read(USER, "new")).body[OFFSET_BYTES:])]
     assert popular == under_cap(popular, categories, 2) != []
 
     everything = [item["id"] for item in loaded_once().recommend({3: 1.0}, ITEMS)]
@@ -357,7 +357,7 @@ async def test_damaged_piece_disables_only_the_factors(memory: MemoryStore) -> N
     for release in memory.releases.values():
         release.rows[key] = release.rows[key][:-1] + bytes([release.rows[key][-1] ^ 1])
     reader = await opened(memory)
-    assert (await reader.personal("a")).source == "personal"
+    assert (await reader.read(USER, "a")).source == "personal"
     assert (await compute_list(reader, [("i003", None)], Selection(5))).encoded.source == "fold-in", (
         "from similar items"
     )

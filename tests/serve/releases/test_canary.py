@@ -98,7 +98,7 @@ async def test_unknown_or_unreadable_user_gets_popular_list_of_assigned_release(
 
     check(await reader.personal_many(NAMES), "personal")
     remote.failure = StoreUnavailable("gone")
-    check(await asyncio.gather(*map(reader.personal, NAMES)), "popular")
+    check(await asyncio.gather(*(reader.read(USER, name) for name in NAMES)), "popular")
     check(await reader.personal_many(NAMES), "popular")
     cells = reader.metrics.cells[ROLE_LOOKUPS]
     counted = {labels: reader.metrics.total(cell)[0] for labels, cell in cells.items()}
@@ -120,7 +120,9 @@ async def test_a_second_tier_with_the_same_canary_answers_the_same_users_of_it(
     reader = await refreshed(TieredReader({"first": remote, "second": second}))
     before = [answer.release.id for answer in await reader.personal_many(NAMES)]
     remote.failure = StoreUnavailable("gone")
-    for answers in (await reader.personal_many(NAMES), await asyncio.gather(*map(reader.personal, NAMES))):
+    batch = await reader.personal_many(NAMES)
+    singles = await asyncio.gather(*(reader.read(USER, name) for name in NAMES))
+    for answers in (batch, singles):
         assert {answer.tier for answer in answers} == {"second"}
         assert [answer.release.id for answer in answers] == before
 
@@ -295,7 +297,7 @@ async def test_vanished_canary_leaves_users_the_live_lists(memory: MemoryStore, 
         await reader.wait_until_ready(5)
         assert of_canary(reader)
         memory.releases.pop((await ref_of(memory, canary)).incarnation)
-        answers = [await reader.personal(name) for name in NAMES]
+        answers = [await reader.read(USER, name) for name in NAMES]
         assert {(answer.release.id, answer.source) for answer in answers} == {(live, "personal")}
         assert not reader.tiers[0].breaker.is_open
         assert {answer.source for answer in await reader.personal_many(NAMES)} == {"personal"}
@@ -314,7 +316,7 @@ async def test_users_of_a_missing_release_get_lists_of_the_live_one_or_canary(
     live, canary = await with_canary(memory)
     clock.now += GRACE_S
     await life.prune(memory, keep=0)
-    answers = await asyncio.gather(*map(first.personal, NAMES)), await other.personal_many(NAMES)
+    answers = await asyncio.gather(*(first.read(USER, name) for name in NAMES)), await other.personal_many(NAMES)
     assert of_canary(first) == of_canary(other)
     for read in answers:
         assert texts(read) == {live: {"live"}, canary: {"canary"}}

@@ -18,7 +18,7 @@ from hotplate.serve.tiers.reader import TieredReader
 from hotplate.stores import lifecycle as life
 from hotplate.stores import publication
 from hotplate.stores.catalogue import GRACE_S, Catalogue, ReleaseId
-from hotplate.stores.encoding import OFFSET_BYTES
+from hotplate.stores.encoding import OFFSET_BYTES, USER
 from hotplate.stores.errors import ReleaseConflict, ReleaseNotFound
 from hotplate.stores.store import Store
 from tests.support.clock import FakeClock
@@ -124,7 +124,7 @@ class Canaries(RuleBasedStateMachine):
             assert answer.body[OFFSET_BYTES:].decode() == (f"{name} for {user}" if user < USERS else name)
 
     async def each(self, reader: TieredReader, names: list[str]) -> list[EncodedList]:
-        return await asyncio.gather(*map(reader.personal, names))
+        return await asyncio.gather(*(reader.read(USER, name) for name in names))
 
     def teardown(self) -> None:
         self.patch.undo()

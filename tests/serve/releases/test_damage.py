@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from hotplate.serve.tiers.reader import TieredReader
+from hotplate.stores.encoding import USER
 from tests.support.memory_store import MemoryStore
 from tests.support.remote import publish
 from tests.support.service import a_list, publish_lists, serving, until
@@ -67,6 +68,6 @@ async def test_list_stored_under_another_key_is_served_to_nobody(memory: MemoryS
     await reader.tiers[0].follower.refresh()
     answers = await reader.personal_many([str(n) for n in range(5)])
     assert [answer.source for answer in answers] == ["personal", "popular", "popular", "personal", "personal"]
-    assert {(await reader.personal(user)).source for user in ("1", "2")} == {"popular"}
+    assert {(await reader.read(USER, user)).source for user in ("1", "2")} == {"popular"}
     assert str(reader.tiers[0].error).startswith(f"release {release} is damaged in this store")
     assert not reader.tiers[0].breaker.is_open

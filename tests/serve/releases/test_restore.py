@@ -21,6 +21,7 @@ from hotplate.stores import publication
 from hotplate.stores import transitions as changes
 from hotplate.stores.catalogue import ReleaseId, ReleaseRef
 from hotplate.stores.connect import connect
+from hotplate.stores.encoding import USER
 from hotplate.stores.errors import ReleaseConflict, ReleaseNotFound
 from hotplate.stores.file.store import LmdbStore
 from tests.support.balancer import balanced
@@ -170,7 +171,7 @@ async def test_removed_release_is_served_until_the_next_one_is_warm(
     async with TieredReader(tiers_of([f"file://{folder}"]), warm=True) as reader:
 
         async def answer() -> tuple[str, str]:
-            answer = await reader.personal("1")
+            answer = await reader.read(USER, "1")
             assert answer.release is not None
             return answer.source, answer.release.id
 
@@ -203,7 +204,7 @@ async def test_folder_copied_back_without_the_served_release_is_followed_at_once
     async with reading(f"file://{folder}") as reader:
 
         async def is_served(release: str) -> bool:
-            answer = await reader.personal("1")
+            answer = await reader.read(USER, "1")
             return answer.release is not None and answer.release.id == release
 
         await wait_until(lambda: is_served(second), "the second release is not served")

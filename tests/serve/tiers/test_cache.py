@@ -14,7 +14,7 @@ from hotplate.serve.releases.served import ServedRelease
 from hotplate.serve.tiers.cache import ABSENT_S, NOT_CACHED, SHARD_BYTES, Cache
 from hotplate.serve.tiers.reader import TieredReader
 from hotplate.stores.catalogue import ReleaseId, ReleaseRef
-from hotplate.stores.encoding import OFFSET_BYTES
+from hotplate.stores.encoding import OFFSET_BYTES, USER
 from hotplate.stores.errors import StoreUnavailable
 from hotplate.stores.manifest import Manifest
 from hotplate.stores.store import Reader
@@ -102,7 +102,7 @@ async def test_a_hot_key_under_concurrent_load_costs_the_store_one_read(store: R
     reader = await over(remote=store)
     store.delay_s = 0.01
     for _ in range(20):
-        answers = await asyncio.gather(*(reader.personal("1") for _ in range(50)))
+        answers = await asyncio.gather(*(reader.read(USER, "1") for _ in range(50)))
         assert {text(answer) for answer in answers} == {"first for 1"}
     assert reads(store) == 1
     cached = {labels[1]: reader.metrics.total(cell)[0] for labels, cell in reader.metrics.cells[CACHE].items()}
@@ -120,14 +120,14 @@ async def test_cached_lists_are_served_during_store_outage_and_others_fall_throu
     reader = await over(remote=store, local=local)
     alone = await over(remote=store)
     for cached in (reader, alone):
-        assert text(await cached.personal("1")) == "first for 1"
+        assert text(await cached.read(USER, "1")) == "first for 1"
     store.failure = StoreUnavailable("gone")
     many = await alone.personal_many(["1", "2"])
     assert [(answer.source, answer.status) for answer in many] == [("personal", "ok"), ("popular", "error")]
     with pytest.raises(StoreUnavailable):
         await alone.personal_many(["1", "2"], must_read=True)
     assert (await compute_list(alone, [("a", None)], Selection(1))).encoded.status == "error"
-    answers = await asyncio.gather(*(reader.personal(user) for user in ("1", "2")))
+    answers = await asyncio.gather(*(reader.read(USER, user) for user in ("1", "2")))
     assert [(answer.tier, text(answer)) for answer in answers] == [("remote", "first for 1"), ("local", "second for 2")]
 
 
@@ -140,11 +140,11 @@ async def test_absent_key_is_reread_after_a_delay_and_falls_through_meanwhile(
     await publish(other.inner, "second", users=range(9))
     reader = await over(one=store, other=other)
     for _ in range(3):
-        assert text(await reader.personal("8")) == "second for 8"
-        assert (await reader.personal("nobody")).status == "unknown"
+        assert text(await reader.read(USER, "8")) == "second for 8"
+        assert (await reader.read(USER, "nobody")).status == "unknown"
     assert (reads(store), reads(other)) == (2, 2)
     await asyncio.sleep(ABSENT_S)
-    await reader.personal("nobody")
+    await reader.read(USER, "nobody")
     assert (reads(store), reads(other)) == (3, 3)
 
 
@@ -178,11 +178,11 @@ async def test_deny_list_applies_before_the_cache_and_item_filters_after_it(stor
     denied.write_text("")
     deny_list = DenyListFile(denied)
     reader = await over(deny_list=deny_list, remote=store)
-    assert (await reader.personal("1")).source == "personal"
+    assert (await reader.read(USER, "1")).source == "personal"
     denied.write_text("user:1\n")
     for _ in range(2):  # content counts when it was the same twice
         deny_list.watched[0].poll()
-    assert (await reader.personal("1")).source == "popular"
+    assert (await reader.read(USER, "1")).source == "popular"
     assert [answer.status for answer in await reader.personal_many(["1", "2", "1"])] == ["unknown", "ok", "unknown"]
 
 

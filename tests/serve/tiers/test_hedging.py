@@ -10,6 +10,7 @@ from hotplate.serve.metrics import Metrics
 from hotplate.serve.tiers.hedging import BURST, HEDGED, Hedge
 from hotplate.serve.tiers.reader import TieredReader
 from hotplate.stores.catalogue import ReleaseRef
+from hotplate.stores.encoding import USER
 from hotplate.stores.errors import StoreUnavailable
 from hotplate.stores.store import ReadResult
 from tests.support.clock import FakeClock
@@ -67,14 +68,14 @@ async def opened(store: TwoPlaces) -> TieredReader:
     (tier,) = reader.tiers
     await tier.follower.refresh()
     for _ in range(1000):
-        await reader.personal("1")
+        await reader.read(USER, "1")
     return reader
 
 
 async def timed(reader: TieredReader, user: str) -> tuple[str, bytes, float]:
     """Return status and body of a list, and the time to read it in seconds."""
     began = asyncio.get_running_loop().time()
-    answer = await reader.personal(user)
+    answer = await reader.read(USER, user)
     return answer.status, answer.body, asyncio.get_running_loop().time() - began
 
 

@@ -215,7 +215,7 @@ async def compare(case: Case, denied: Path) -> None:
     users = range(USERS)
     names = [str(user) for user in users]
     for _ in range(2):  # from the stores, then from caches, where there are some
-        singles = await asyncio.gather(*map(reader.personal, names))
+        singles = await asyncio.gather(*(reader.read(USER, name) for name in names))
         assert [brief(answer) for answer in singles] == [model.single(user) for user in users]
         assert [brief(answer) for answer in await reader.personal_many(names)] == model.batch(users)
         for release in lists:

@@ -93,12 +93,12 @@ async def test_slow_or_failing_store_gives_popular_lists_in_the_budget(
 ) -> None:
     await publish(memory, "first")
     reader = await over(remote)
-    assert brief(await reader.personal("1")) == ("tier0", "personal", b"first for 1")
+    assert brief(await reader.read(USER, "1")) == ("tier0", "personal", b"first for 1")
     remote.delay_s = 30
-    assert brief(await asyncio.wait_for(reader.personal("1"), 5)) == ("tier0", "popular", b"first")
+    assert brief(await asyncio.wait_for(reader.read(USER, "1"), 5)) == ("tier0", "popular", b"first")
     remote.delay_s = 0
     remote.failure = StoreUnavailable("gone")
-    assert brief(await reader.personal("1")) == ("tier0", "popular", b"first")
+    assert brief(await reader.read(USER, "1")) == ("tier0", "popular", b"first")
     remote.failure = None
     remote.broken_keys = {"user:2"}
     answers = await reader.personal_many(["1", "2", "3", "nobody"])
@@ -118,16 +118,16 @@ async def test_failed_and_late_reads_are_not_repeated(memory: MemoryStore) -> No
         return sum(reader.metrics.total(reader.metrics.store["tier0", "get_many", "error"], HISTOGRAM_CELLS - 1))
 
     remote.reads.clear()
-    assert (await reader.personal("1")).source == "personal"
+    assert (await reader.read(USER, "1")).source == "personal"
     assert remote.reads == [["user:1"]]
     remote.failure = StoreUnavailable("gone")
-    assert (await reader.personal("1")).source == "popular"
+    assert (await reader.read(USER, "1")).source == "popular"
     assert (remote.reads, errors()) == ([["user:1"]] * 2, 1)
     remote.failure, remote.delay_s = None, 30
-    assert (await reader.personal("1")).source == "popular"
+    assert (await reader.read(USER, "1")).source == "popular"
     assert (len(remote.reads), errors()) == (3, 2)
     for _ in range(FAILURES):
-        await reader.personal("1")
+        await reader.read(USER, "1")
     assert reader.tiers[0].breaker.is_open
 
 
@@ -138,7 +138,7 @@ async def test_read_of_a_missing_release_is_no_failure_of_the_store(memory: Memo
     reader = await over(remote)
     memory.releases.pop((await ref_of(memory, release)).incarnation)
     remote.reads.clear()
-    assert (await reader.personal("1")).source == "popular"
+    assert (await reader.read(USER, "1")).source == "popular"
     assert remote.reads[:1] == [["user:1"]]
     assert set(map(tuple, reader.metrics.counted(FAILED).values())) == {(0.0,)}
 
@@ -150,7 +150,7 @@ async def test_reader_closes_with_an_unsent_batch(memory: MemoryStore) -> None:
     async with Counting(remote) as reader:
         await reader.wait_until_ready(1)
         remote.delay_s = BUDGET_S / 2
-        waiting = asyncio.create_task(reader.personal("1"))
+        waiting = asyncio.create_task(reader.read(USER, "1"))
         await asyncio.sleep(0)
     assert waiting.done()
     assert (await waiting).source == "personal"
@@ -173,15 +173,15 @@ async def test_caller_deadline_below_the_budget_is_kept_and_opens_no_circuit(
     for _ in range(2 * FAILURES):
         started = loop_time()
         with read_within(BUDGET_S / 4):
-            assert (await reader.personal("1")).source == "popular"
+            assert (await reader.read(USER, "1")).source == "popular"
             assert [answer.status for answer in await reader.personal_many(["1", "2"])] == ["error", "error"]
         assert loop_time() - started < BUDGET_S  # two answers, each in a quarter of the budget
     with read_within(60):
-        assert (await reader.personal("1")).source == "personal"
+        assert (await reader.read(USER, "1")).source == "personal"
     remote.delay_s = 30
     for _ in range(FAILURES):
         with read_within(60):
-            assert (await reader.personal("1")).source == "popular"
+            assert (await reader.read(USER, "1")).source == "popular"
     assert reader.tiers[0].breaker.is_open
 
 
@@ -241,7 +241,7 @@ async def test_the_next_tier_answers_a_caller_with_little_time(
     assert not reader.tiers[0].breaker.is_open
     if local:
         with read_within(BUDGET_S / 4):
-            assert brief(await reader.personal("8")) == ("tier1", "personal", b"second for 8")
+            assert brief(await reader.read(USER, "8")) == ("tier1", "personal", b"second for 8")
 
 
 @pytest.mark.parametrize("local", [True, False])
@@ -253,12 +253,12 @@ async def test_missing_release_is_replaced_by_the_live_one(
     reader = await over(memory if local else remote)
     second = await publish(memory, "second")
     await memory.erase(await ref_of(memory, first), allow_erasure)
-    answer = await reader.personal("1")
+    answer = await reader.read(USER, "1")
     assert (answer.release.id, answer.body[OFFSET_BYTES:]) == (second, b"second for 1")
     many = await reader.personal_many(["1", "2", "3"])
     assert {answer.release.id for answer in many} == {second}
     await memory.erase(await ref_of(memory, second), allow_erasure)
-    assert brief(await reader.personal("1")) == ("tier0", "popular", b"second")
+    assert brief(await reader.read(USER, "1")) == ("tier0", "popular", b"second")
 
 
 @pytest.mark.parametrize("failure", [StoreUnavailable("gone"), IndexError("pop from an empty deque")], ids=repr)
@@ -267,13 +267,13 @@ async def test_next_tier_answers_if_the_first_is_slow_or_raises_and_is_named(
     remote: RemoteStore, fallback: RemoteStore, failure: Exception
 ) -> None:
     reader = await over_two_releases(remote, fallback)
-    assert brief(await reader.personal("1")) == ("tier0", "personal", b"first for 1")
+    assert brief(await reader.read(USER, "1")) == ("tier0", "personal", b"first for 1")
     remote.delay_s = 30
     assert brief(await asyncio.wait_for(reader.read(ITEM, "1"), 5)) == ("tier1", "popular", b"second")
     remote.delay_s = 0
     remote.failure = failure
     for _ in range(FAILURES):
-        answer = await reader.personal("1")
+        answer = await reader.read(USER, "1")
         assert brief(answer) == ("tier1", "personal", b"second for 1")
         assert answer.release.id == reader.tiers[1].follower.live.id  # type: ignore[union-attr]  # it follows one
         assert {answer.tier for answer in await reader.personal_many(["1", "2", "3"])} == {"tier1"}
@@ -314,16 +314,16 @@ async def test_failing_store_gets_no_requests_until_it_recovers(remote: RemoteSt
     reader = await over_two_releases(remote, fallback)
     remote.delay_s = 30
     for _ in range(FAILURES):
-        assert (await reader.personal("1")).tier == "tier1"
+        assert (await reader.read(USER, "1")).tier == "tier1"
     assert reader.tiers[0].breaker.is_open
     assert reader.tiers[0].error is not None
     started = loop_time()
     for _ in range(50):
-        assert (await reader.personal("1")).tier == "tier1"
+        assert (await reader.read(USER, "1")).tier == "tier1"
     assert loop_time() == started, "an open circuit costs no request its share"
     remote.delay_s = 0
     async with asyncio.timeout(PROBE_PAUSES_S[0] + 0.02):
-        while (await reader.personal("1")).tier != "tier0":
+        while (await reader.read(USER, "1")).tier != "tier0":
             await asyncio.sleep(0.01)
     assert reader.tiers[0].error is None
 
@@ -341,8 +341,8 @@ async def test_damaged_key_falls_through_without_affecting_others_and_logs_once(
     reader = await over(store, fallback)
     store.damaged = frozenset({"user:1"})
     store.raising = raising
-    assert brief(await reader.personal("1")) == ("tier1", "personal", b"second for 1")
-    assert brief(await reader.personal("2")) == ("tier0", "personal", b"first for 2")
+    assert brief(await reader.read(USER, "1")) == ("tier1", "personal", b"second for 1")
+    assert brief(await reader.read(USER, "2")) == ("tier0", "personal", b"first for 2")
     many = await reader.personal_many(["0", "1", "2"])
     assert [brief(answer) for answer in many] == [
         ("tier0", "personal", b"first for 0"), ("tier0", "popular", b"first"), ("tier0", "personal", b"first for 2"),
@@ -386,7 +386,7 @@ def other(clock: FakeClock) -> RemoteStore:
 
 
 async def personal(reader: TieredReader, *users: object) -> list[EncodedList]:
-    return await asyncio.gather(*(reader.personal(str(user)) for user in users))
+    return await asyncio.gather(*(reader.read(USER, str(user)) for user in users))
 
 
 def texts(answers: Sequence[EncodedList]) -> list[str]:
@@ -412,9 +412,9 @@ async def test_concurrent_lookups_of_a_key_share_one_read_across_loop_turns(stor
     await publish(store.inner, "first", segments=1)
     reader = await over(store)
     store.delay_s = BUDGET_S / 2
-    early = [asyncio.create_task(reader.personal(user)) for user in ("1", "1", "nobody")]
+    early = [asyncio.create_task(reader.read(USER, user)) for user in ("1", "1", "nobody")]
     await asyncio.sleep(BUDGET_S / 4)
-    late = [asyncio.create_task(reader.personal("1")), asyncio.create_task(reader.personal("nobody", "s0"))]
+    late = [asyncio.create_task(reader.read(USER, "1")), asyncio.create_task(reader.read(USER, "nobody", "s0"))]
     answers = await asyncio.gather(*early, *late)
     assert texts(answers) == ["first for 1", "first for 1", "first", "first for 1", "0"]
     assert store.reads == [["user:1", "user:nobody"]]
@@ -426,12 +426,12 @@ async def test_a_lookup_after_a_flip_does_not_share_a_read_from_before_it(store:
     await publish(store.inner, "first")
     reader = await over(store)
     store.delay_s = BUDGET_S / 2
-    before = asyncio.create_task(reader.personal("1"))
+    before = asyncio.create_task(reader.read(USER, "1"))
     await asyncio.sleep(BUDGET_S / 4)
     await publish(store.inner, "second")
     store.delay_s = 0
     await reader.tiers[0].follower.refresh()
-    assert texts([await reader.personal("1"), await before]) == ["second for 1", "first for 1"]
+    assert texts([await reader.read(USER, "1"), await before]) == ["second for 1", "first for 1"]
 
 
 @virtual
@@ -439,7 +439,7 @@ async def test_cancelled_caller_does_not_cancel_shared_reads(store: RemoteStore)
     await publish(store.inner, "first")
     reader = await over(store)
     store.delay_s = BUDGET_S / 2
-    waiting = [asyncio.create_task(reader.personal(user)) for user in ("1", "1", "2")]
+    waiting = [asyncio.create_task(reader.read(USER, user)) for user in ("1", "1", "2")]
     await asyncio.sleep(BUDGET_S / 4)
     waiting[0].cancel()
     waiting[2].cancel()
@@ -453,7 +453,7 @@ async def test_slow_point_read_delays_only_its_own_key(clock: FakeClock) -> None
     await publish(store.inner, "first")
     reader = await over(store)
     started = loop_time()
-    slow = asyncio.create_task(reader.personal("1"))
+    slow = asyncio.create_task(reader.read(USER, "1"))
     assert texts(await personal(reader, 0, 2, 3)) == ["first for 0", "first for 2", "first for 3"]
     assert loop_time() == started
     assert texts([await slow]) == ["first for 1"]
@@ -466,12 +466,12 @@ async def test_one_lookup_probes_a_store_and_the_rest_do_not_wait(store: RemoteS
     reader = await over(store, other)
     store.failure = StoreUnavailable("gone")
     for _ in range(FAILURES):
-        await reader.personal("1")
+        await reader.read(USER, "1")
     store.failure = None
     store.delay_s = BUDGET_S / 4
     await asyncio.sleep(PROBE_PAUSES_S[0])
     started = loop_time()
-    probe, *waiting = [asyncio.create_task(reader.personal(str(n))) for n in range(5)]
+    probe, *waiting = [asyncio.create_task(reader.read(USER, str(n))) for n in range(5)]
     assert {answer.tier for answer in await asyncio.gather(*waiting)} == {"tier1"}
     assert loop_time() == started
     assert (await probe).tier == "tier0"
@@ -503,7 +503,7 @@ async def test_a_row_that_a_replaced_release_lacked_is_read_in_its_successor(clo
     reader = await over(first, RemoteStore(memory))
     first.broken_keys = {"user:1"}
     first.moves_to = range(9)
-    lacking, failing = await asyncio.gather(reader.personal("8"), reader.personal("1"))
+    lacking, failing = await asyncio.gather(reader.read(USER, "8"), reader.read(USER, "1"))
     assert brief(lacking) == ("tier1", "personal", b"second for 8")
     assert brief(failing) == ("tier1", "personal", b"second for 1")
 

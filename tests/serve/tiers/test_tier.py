@@ -11,6 +11,7 @@ from hotplate.serve.tiers.observer import StoreObserver
 from hotplate.serve.tiers.reader import TieredReader
 from hotplate.serve.tiers.tier import Tier
 from hotplate.stores.catalogue import Catalogue, ReleaseRef
+from hotplate.stores.encoding import USER
 from hotplate.stores.errors import PartUnavailable, StoreError, StoreUnavailable
 from hotplate.stores.store import TOKEN, Observer, ReadResult
 from tests.support.clock import FakeClock
@@ -197,10 +198,10 @@ async def test_failures_of_one_part_do_not_open_the_circuit_before_the_limit(sto
     reader, tier = await opened(store)
     store.broken_keys = {"user:1"}
     for _ in range(FAILURES_OF_PARTS - 1):
-        await reader.personal("1")
-    assert (await reader.personal("0")).source == "personal"
+        await reader.read(USER, "1")
+    assert (await reader.read(USER, "0")).source == "personal"
     for _ in range(FAILURES_OF_PARTS - 1):
-        await reader.personal("1")
+        await reader.read(USER, "1")
     assert not tier.breaker.is_open
 
 

@@ -17,7 +17,7 @@ from hotplate.serve.tiers.breaker import FAILURES
 from hotplate.stores.catalogue import DraftRef
 from hotplate.stores.connect import connect
 from hotplate.stores.doctor import examine
-from hotplate.stores.encoding import MANIFEST
+from hotplate.stores.encoding import MANIFEST, USER
 from hotplate.stores.errors import (
     PartUnavailable,
     ReleaseConflict,
@@ -257,7 +257,7 @@ async def test_lost_part_of_a_release_does_not_open_the_circuit_for_other_users(
         name = Keys(prefix).release(served.ref).located(["user:1"]).names[0].decode()
         redis_cluster.owner(name).server.execute_command("DEL", name, state_beside(name))
         for _ in range(2 * FAILURES):
-            assert (await reader.personal("1")).source == "popular"
+            assert (await reader.read(USER, "1")).source == "popular"
         assert not reader.tiers[0].breaker.is_open
 
 
