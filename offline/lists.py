@@ -28,10 +28,11 @@ from hotplate.offline.model_folder import load
 from hotplate.offline.ruled_lists import RuledLists
 from hotplate.offline.rules import Rules
 from hotplate.offline.sources import stored_names
-from hotplate.offline.train.als import Factors, SparkParams
+from hotplate.offline.train.als import SparkParams
+from hotplate.offline.train.blend import factors_of
 from hotplate.offline.train.engine import engine_of
 from hotplate.offline.train.popularity import Popular, Popularity
-from hotplate.offline.train.ranking import Ranked
+from hotplate.offline.train.ranking import Ranked, RecentWeights
 from hotplate.stores.encoding import ITEM, OVERALL, POPULAR, USER, prefix_of, significant
 from hotplate.stores.factors import FORMAT, PIECE_BYTES, PLAIN_FORMAT, Description, ItemEntry, description_row, pieces
 from hotplate.stores.origin import OriginRecord
@@ -107,7 +108,7 @@ class ModelLists:
         A release may have several lists for each user. Raises SettingError if lists for visitors are wanted
         (`fold_in`) and the engine has no item factors for them, and DataError if the rules leave too few items.
         """
-        if settings.fold_in and not isinstance(model.ranker, Factors):
+        if settings.fold_in and factors_of(model.ranker) is None:
             raise SettingError(
                 f"Folding in needs item factors, and the engine {engine_of(model.params)} learns none; train with "
                 "--engine als."
@@ -161,9 +162,9 @@ class ModelLists:
 
         meta_bytes = self.attributes.bytes
         meta_rows = len(self.attributes.rows)
-        ranker = self.model.ranker
-        if self.settings.fold_in and isinstance(ranker, Factors):
-            entry_bytes = int(item_bytes) + 4 * ranker.item_factors.shape[1]
+        factors = factors_of(self.model.ranker)
+        if self.settings.fold_in and factors is not None:
+            entry_bytes = int(item_bytes) + 4 * factors.item_factors.shape[1]
             meta_bytes += items * entry_bytes
             # The description, and pieces filled to within two items, the last one less.
             meta_rows += 2 + items * entry_bytes // max(PIECE_BYTES - 2 * entry_bytes, entry_bytes)
@@ -245,16 +246,17 @@ class ModelLists:
         """Yield the `meta` rows, one in each batch: item attributes, and with `fold_in` the item factors of the model.
 
         With the factors, the service computes lists for visitors from the items in their baskets. They are stored as
-        float32 in rows (pieces) of some hundred items each. A last row describes them.
+        float32 in rows (pieces) of some hundred items each. A last row describes them. Those of a blend are of its ALS
+        part.
         """
         yield from ([row] for row in self.attributes.rows)
-        ranker = self.model.ranker
-        if not self.settings.fold_in or not isinstance(ranker, Factors):
+        ranker = factors_of(self.model.ranker)
+        if not self.settings.fold_in or ranker is None:
             return
 
         factors = (row.tobytes() for row in ranker.item_factors.astype("<f4", copy=False))
         written = 0
-        for piece in pieces(zip(self._item_entries(), factors, strict=True)):
+        for piece in pieces(zip(self._item_entries(ranker.recent), factors, strict=True)):
             yield [piece]
             written += 1
 
@@ -276,11 +278,10 @@ class ModelLists:
         )
         yield [description_row(description)]
 
-    def _item_entries(self) -> Iterator[ItemEntry]:
+    def _item_entries(self, recent: RecentWeights | None) -> Iterator[ItemEntry]:
         """Yield each item with its title and what the rules say of it, for the lists that the service computes."""
         allowed = self.ranked.allowed
         cap = self.ranked.cap
-        recent = self.ranked.model.ranker.recent
         boosts = self.ranked.boosts
         for number, item in enumerate(self.model.matrix.item_ids):
             categories = () if cap is None else cap.of(number)

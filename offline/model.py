@@ -15,6 +15,7 @@ from hotplate.offline.input.matrix import LeftOut, Matrix
 from hotplate.offline.input.pairs import Floats, UserItems
 from hotplate.offline.options import Columns
 from hotplate.offline.train.als import Factors
+from hotplate.offline.train.blend import Blend, factors_of, with_user_factors
 from hotplate.offline.train.engine import Params, Ranker, engine_of
 from hotplate.offline.train.popularity import Popular
 from hotplate.offline.train.repeats import RepeatParams, own_counts
@@ -96,20 +97,20 @@ class Model:
 
     def users(self, start: int, stop: int) -> "Users":
         """Return a range of users."""
-        ranker = self.ranker
+        factors = factors_of(self.ranker)
         rows = slice(start, stop)
         return Users(
             ids=self.matrix.user_ids[rows],
             user_items=self.matrix.user_items[rows],
-            factors=ranker.user_factors[rows] if isinstance(ranker, Factors) else None,
+            factors=None if factors is None else factors.user_factors[rows],
             segments=None if self.user_segments is None else self.user_segments[rows],
         )
 
     def with_users(self, users: "Users") -> "Model":
         """Return the model for *users* alone, with all items and popular lists."""
         ranker = self.ranker
-        if isinstance(ranker, Factors) and users.factors is not None:
-            ranker = replace(ranker, user_factors=users.factors)
+        if isinstance(ranker, Factors | Blend) and users.factors is not None:
+            ranker = with_user_factors(ranker, users.factors)
         matrix = replace(self.matrix, user_ids=users.ids, user_items=users.user_items, history=None)
         return replace(self, ranker=ranker, matrix=matrix, user_segments=users.segments)
 

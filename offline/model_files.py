@@ -5,7 +5,7 @@ items.parquet               [item, title]
 user_items.npz              the matrix, and the rows behind its pairs (`History`), if times are known
 similar.npz                 similar items
 popular.parquet             popular lists [segment, item, score]; the overall one has no segment
-*.npy, similarity.npz       what the engine learned
+*.npy, similarity.npz       what the engine learned; of a blend, with the engine before the name: als.item_factors.npy
 """
 
 from datetime import datetime, timedelta
@@ -23,7 +23,8 @@ from hotplate.offline.input.history import History, Weighing
 from hotplate.offline.input.matrix import Matrix
 from hotplate.offline.input.pairs import UserItems
 from hotplate.offline.model import DataDescription, Description, Model
-from hotplate.offline.train.engine import Params, Ranker, params_from, spec_of
+from hotplate.offline.train.blend import Blend, BlendParams
+from hotplate.offline.train.engine import Params, Ranker, engine_of, params_from, spec_of
 from hotplate.offline.train.popularity import Popular
 from hotplate.offline.train.ranking import RecentWeights
 from hotplate.offline.train.similar import Similar
@@ -85,41 +86,51 @@ def read(path: Path, description: Description) -> Model:
     )
 
 
-def _write_ranker(ranker: Ranker, params: Params, folder: Path) -> None:
+def _write_ranker(ranker: Ranker, params: Params, folder: Path, prefix: str = "") -> None:
     """Write the arrays that an engine (the algorithm of *params*) learned to a model's folder, each to its own file.
 
     A sparse matrix is a file NAME.npz, any other array NAME.npy. If scores are multiplied by factors of recency,
-    recent.npy has these by item.
+    recent.npy has these by item. The *prefix* of names is the engine of a blend.
     """
+    if isinstance(ranker, Blend):
+        for part_params, part in ranker.parts.items():
+            _write_ranker(part, part_params, folder, f"{engine_of(part_params)}.")
+
     for array in spec_of(params).arrays:
-        _write_array(folder, array.name, getattr(ranker, array.name))
+        _write_array(folder, f"{prefix}{array.name}", getattr(ranker, array.name))
 
     if ranker.recent is not None:
         # In float64, as float32 holds no high power of a small number.
-        _write_array(folder, "recent", np.exp(ranker.recent.logs, dtype=np.float64))
+        _write_array(folder, f"{prefix}recent", np.exp(ranker.recent.logs, dtype=np.float64))
 
 
-def _read_ranker(path: Path, params: Params, shape: tuple[int, int]) -> Ranker:
+def _read_ranker(path: Path, params: Params, shape: tuple[int, int], prefix: str = "") -> Ranker:
     """Read the arrays that an engine (the algorithm of *params*) has learned from a model's folder.
 
     A sparse matrix is a file NAME.npz, any other array NAME.npy. *shape* is the number of users and of items. Raises
-    ModelUnusable for an array of another shape.
+    ModelUnusable for an array of another shape. The *prefix* of names is the engine of a blend.
     """
+    if isinstance(params, BlendParams):
+        parts: list[Any] = [_read_ranker(path, part, shape, f"{engine_of(part)}.") for part in params.parts]
+        als, neighbours, popularity = parts
+        return Blend(als, neighbours, popularity, params)
+
     users, items = shape
     recent = None
     recency = params.recency
     if recency is not None:
         # Earlier versions wrote float32, and 0 for what that cannot hold.
-        factors = np.maximum(_read_array(path, "recent", items).astype(np.float64), np.finfo(np.float64).tiny)
+        factors = np.maximum(_read_array(path, f"{prefix}recent", items).astype(np.float64), np.finfo(np.float64).tiny)
         recent = RecentWeights(np.log(factors).astype(np.float32), recency.gamma)
 
     spec = spec_of(params)
     arrays = dict[str, Any]()
     for array in spec.arrays:
+        name = f"{prefix}{array.name}"
         if array.is_sparse:
-            arrays[array.name] = _csr_matrix(_read_arrays(path / f"{array.name}.npz"), (items, items))
+            arrays[array.name] = _csr_matrix(_read_arrays(path / f"{name}.npz"), (items, items))
         else:
-            arrays[array.name] = _read_array(path, array.name, users if array.is_by_user else items)
+            arrays[array.name] = _read_array(path, name, users if array.is_by_user else items)
 
     ranker: Ranker = spec.restored(arrays, params, recent)
     return ranker

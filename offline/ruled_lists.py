@@ -5,7 +5,6 @@ Users and items are rows and columns of a model's matrix. Items -1 with score 0 
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from hotplate.offline.input.pairs import Allowed, Floats, Indices, Mask, UserIte
 from hotplate.offline.model import Model, Users
 from hotplate.offline.rules import Rules
 from hotplate.offline.train.popularity import Popular, Popularity, order_by_popularity, recent_popularity
-from hotplate.offline.train.ranking import Boosts, Ranked, recommend
+from hotplate.offline.train.ranking import Boosts, Ranked
 from hotplate.offline.variety import (
     ItemSimilarity,
     level_scores,
@@ -262,12 +261,15 @@ class RuledLists:
         n is *depth*, or the number of items if that is lower. The order of the steps matters: pinned items come last,
         so that no other rule moves them.
         """
-        ranker = self.model.ranker
-        rank = ranker.recommend
-        if self.own is not None or self.boosts is not None:
-            rank = partial(recommend, ranker, own=self.own, boosts=self.boosts)
-        lists = rank(self.model.matrix.user_items, users, depth, keep_seen=self.keep_seen, allowed=self.allowed)
-
+        lists = self.model.ranker.recommend(
+            self.model.matrix.user_items,
+            users,
+            depth,
+            keep_seen=self.keep_seen,
+            allowed=self.allowed,
+            own=self.own,
+            boosts=self.boosts,
+        )
         lists = self.popularity.fill(
             self.model.matrix.user_items, users, lists, keep_seen=self.keep_seen, allowed=self.allowed
         )

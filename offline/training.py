@@ -448,6 +448,7 @@ def _evaluate(
     best = {engine_of(params): params for params in BASELINES}
     if choice.search is not None:
         best |= {engine_of(trial.params): trial.params for trial in best_of_each_engine(choice.search.trials)}
+        best.pop("blend", None)  # compared only if it is chosen
     del best["popularity"]
 
     return evaluate_parts(

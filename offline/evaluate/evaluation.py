@@ -1,9 +1,9 @@
 """Evaluation of models and baselines on a split."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -28,6 +28,7 @@ from hotplate.offline.model import Model
 from hotplate.offline.ruled_lists import RuledLists
 from hotplate.offline.rules import Rules
 from hotplate.offline.train.als import SparkParams
+from hotplate.offline.train.blend import Blend
 from hotplate.offline.train.engine import Params, Ranker, engine_of, fit, name_of, needs_times
 from hotplate.offline.train.item_based import NeighbourParams
 from hotplate.offline.train.popularity import (
@@ -120,7 +121,12 @@ def evaluate_parts(
     if options.similar is not None:
         similar_items = fit_similar(parts.train, options.similar, parts.train_times)
         similar_result = measure_similar(similar_items, options.similar, parts, options.k)
-    model = evaluate_engine(parts, params, options, on_iteration, similar=similar_items)
+
+    ranker = fit_parts(parts, params, on_iteration)
+    model = evaluate_engine(parts, ranker, options, similar=similar_items)
+    # The engines of a blend are baselines, too.
+    fitted: Mapping[Any, Ranker] = ranker.parts if isinstance(ranker, Blend) else {}
+    del ranker
     del similar_items  # releases memory for the baselines
 
     engine = engine_of(params)
@@ -130,7 +136,11 @@ def evaluate_parts(
             continue
         # Popularity is the same for everybody, users without a list of their own included.
         popular = baseline if isinstance(baseline, PopularityParams) else options.popular
-        result = evaluate_engine(parts, baseline, replace(options, make_lists=None, popular=popular))
+        result = evaluate_engine(
+            parts,
+            fitted.get(baseline) or fit_parts(parts, baseline),
+            replace(options, make_lists=None, popular=popular),
+        )
         fields = asdict(baseline)
         records[name_of(engine_of(baseline), fields)] = BaselineRecord(
             **asdict(result.metrics),
@@ -171,23 +181,17 @@ def most_tested_users(items: int) -> int:
 
 def evaluate_engine(
     parts: Parts,
-    params: Params,
+    ranker: Ranker,
     options: EvaluateOptions,
-    on_iteration: OnIteration | None = None,
     *,
     similar: Similar | None = None,
 ) -> EngineResult:
-    """Fit one engine with *params* on the train part of *parts*, and measure its lists on the test part.
+    """Measure the lists of *ranker*, a model fitted to the train part of *parts*, on the test part.
 
-    An engine is an algorithm, such as ALS. The lists are measured as they are, and as served: users without a list are
-    served popular items.
-
-    on_iteration  called with the iterations of the fit done and their total
-    similar       similar items of the train part; with them, the variety of lists is measured, too: the similarity of a
-                  list's items, and the share of new items, those with a first interaction in the last
-                  `options.new_days` of train
+    The lists are measured as they are, and as served: users without a list are served popular items. With the *similar*
+    items of the train part, the variety of lists is measured, too: the similarity of a list's items, and the share of
+    new items, those with a first interaction in the last `options.new_days` of train.
     """
-    ranker = fit_parts(parts, params, on_iteration)
     if options.make_lists is None:
         evaluated = recommend_all(ranker, parts, options.k, popularity_of(parts, options.popular))
     else:

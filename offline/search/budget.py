@@ -11,6 +11,7 @@ from statistics import fmean
 from hotplate.offline.evaluate.splits import Parts
 from hotplate.offline.input.pairs import UserItems
 from hotplate.offline.train.als import ALSParams
+from hotplate.offline.train.blend import BlendParams
 from hotplate.offline.train.engine import (
     Params,
     engine_of,
@@ -28,9 +29,9 @@ BUDGET_BYTES = 650e6
 LAST_FIT_S = 900.0
 # Ranks cells as well as more iterations, in half of the time.
 TRIAL_ITERATIONS = 8
-# Measured: trials of recency per engine, and the share of the search in the CPU of a training with an evaluation. All
-# of that takes as long as the estimate of the first cells, on a new core.
-_RECENCIES = 11
+# Measured: trials of recency and blends per engine, and the share of the search in the CPU of a training with an
+# evaluation. All of that takes as long as the estimate of the first cells, on a new core.
+_RECENCIES = 13
 _SEARCH_SHARE = 0.7
 # Seconds of a trial's metrics.
 _TRIAL_S = 0.02
@@ -38,8 +39,12 @@ _TRIAL_S = 0.02
 
 def with_fewer_iterations(params: Params) -> Params:
     """Return *params* with the iterations of a trial, at most 8."""
-    if not isinstance(params, ALSParams):
-        return params
+    if isinstance(params, BlendParams):
+        return replace(params, als=_with_fewer_iterations(params.als))
+    return _with_fewer_iterations(params) if isinstance(params, ALSParams) else params
+
+
+def _with_fewer_iterations(params: ALSParams) -> ALSParams:
     return replace(params, iterations=min(TRIAL_ITERATIONS, params.iterations))
 
 

@@ -6,9 +6,9 @@ A repeat is a test pair that is in train, too: the user chose the item again.
 from hotplate.offline.evaluate.metrics import measure_users
 from hotplate.offline.evaluate.records import RepeatSearch
 from hotplate.offline.evaluate.splits import Parts, lists_of_tested
-from hotplate.offline.train import ranking
 from hotplate.offline.train.engine import Ranker
 from hotplate.offline.train.popularity import Recency
+from hotplate.offline.train.ranking import ScoresOfUsers
 from hotplate.offline.train.repeats import RepeatParams, own_counts
 
 _HALF_LIVES = (240.0, 120.0, None)
@@ -34,8 +34,11 @@ def choose_repeats(parts: Parts, ranker: Ranker, k: int, popular_half_life_days:
         recency = Recency(popular_half_life_days, _RECENT_GAMMA)
         candidates.append(RepeatParams(_RECENT_HALF_LIFE, _RECENT_WEIGHT, recency))
 
+    # Computed once for all candidates.
+    scores = ScoresOfUsers.of(ranker, parts.seen, parts.tested)
+
     # Of equal ones, the first is the best.
-    ndcg_by_params = {params: ndcg(parts, ranker, k, params) for params in candidates}
+    ndcg_by_params = {params: ndcg(parts, scores, k, params) for params in candidates}
     best = max(candidates, key=lambda params: ndcg_by_params[params])
     return RepeatSearch(
         share=float(parts.is_repeat.mean()),
@@ -47,7 +50,9 @@ def choose_repeats(parts: Parts, ranker: Ranker, k: int, popular_half_life_days:
     )
 
 
-def ndcg(parts: Parts, ranker: Ranker, k: int, params: RepeatParams, *, keep_seen: bool = True) -> float:
+def ndcg(
+    parts: Parts, ranker: Ranker | ScoresOfUsers, k: int, params: RepeatParams, *, keep_seen: bool = True
+) -> float:
     """Return the nDCG of lists of *k* items on the test part of *parts*.
 
     The lists are by the scores of *ranker* (a fitted model); *params* say how much a user's own earlier choices raise
@@ -57,5 +62,5 @@ def ndcg(parts: Parts, ranker: Ranker, k: int, params: RepeatParams, *, keep_see
     if parts.history is not None and params.weight:
         own = own_counts(parts.history, params)
 
-    ranked = ranking.recommend(ranker, parts.seen, parts.tested, k, keep_seen=keep_seen, own=own)
+    ranked = ranker.recommend(parts.seen, parts.tested, k, keep_seen=keep_seen, own=own)
     return measure_users(lists_of_tested(parts, k, ranked.items), parts.test).metrics.ndcg

@@ -9,9 +9,10 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from hashlib import blake2b
 from importlib.metadata import version
+from itertools import repeat
 from pathlib import Path
 from time import perf_counter
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -32,6 +33,7 @@ from hotplate.offline.input.history import History
 from hotplate.offline.input.pairs import UserItems
 from hotplate.offline.search.budget import with_fewer_iterations
 from hotplate.offline.train.als import ALSParams
+from hotplate.offline.train.blend import Blend, BlendParams
 from hotplate.offline.train.engine import (
     Engine,
     Params,
@@ -199,8 +201,14 @@ class Trials:
         """Return rankers (fitted models) of *plain*, parameters without recency, one for each split.
 
         It is a list if they are to be kept: with *keeps_fits*, the first of EASE, and those of other engines if they
-        are small. All others are fitted one at a time, to save memory.
+        are small. All others are fitted one at a time, to save memory, and blends of them.
         """
+        if isinstance(plain, BlendParams):
+            parts: Any = [
+                self._with_recency(self._fits(without_recency(part), keeps_fits=False), part.recency)
+                for part in plain.parts
+            ]
+            return map(Blend, *parts, repeat(plain))
         kept = self._kept.get(engine_of(plain))
         if kept is not None and kept.params == plain:
             return kept.rankers
@@ -232,8 +240,7 @@ def _fit(parts: Parts, params: Params) -> _Scoring:
     ranker = fit_parts(parts, params)
     if not isinstance(ranker, EASE):
         return ranker
-    users = parts.tested
-    return ScoresOfUsers(ranker.score(parts.seen[users], users), users)
+    return ScoresOfUsers.of(ranker, parts.seen, parts.tested)
 
 
 def measure(

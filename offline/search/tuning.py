@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -46,6 +46,7 @@ from hotplate.offline.search.trials import (
     sort_by_ndcg,
 )
 from hotplate.offline.train.als import ALSParams
+from hotplate.offline.train.blend import BlendParams
 from hotplate.offline.train.engine import (
     Engine,
     Params,
@@ -54,7 +55,7 @@ from hotplate.offline.train.engine import (
     estimate_fit_s,
     without_recency,
 )
-from hotplate.offline.train.item_based import NeighbourParams
+from hotplate.offline.train.item_based import EASEParams, NeighbourParams
 from hotplate.offline.train.popularity import PopularityParams
 from hotplate.stores.verification import OnProgress, unreported
 
@@ -63,6 +64,8 @@ _SEARCHED_PAIRS = 1_000_000
 _EXTENSIONS = 2
 # Pieces of a log, prefixes in time, that are split; with one, a single week decides.
 _PIECES_IN_TIME = 3
+# Of the popular list in blends.
+_POPULARITY_WEIGHTS = (0.3, 0.6)
 # Share of the best nDCG that the most varied choice may lack.
 _VARIETY_LOSS = 0.05
 # Pairs of a tested user and any item that a trial ranks; users are sampled to remain below.
@@ -293,14 +296,17 @@ def _run_trials(
     """Try *cells*, each an engine with its parameters, as far as *budget* allows, then others that look promising.
 
     extends_cells  then try cells past the edge, with a larger or smaller value of a parameter than all others, if the
-                   best cell lies at the edge; at most twice
+                   best cell lies at the edge, at most twice; and at last blends of the best cells
     recent         the best recent popularity; if it has a half-life, all cells have recency, scores multiplied by a
-                   power of recent popularity, and at last the best cell of each engine is tried with others
+                   power of recent popularity, and the best cell of each engine is then tried with others
 
     *items* is the number of items in the catalogue. All trials are added to *trials*.
     """
     half_life_days = recent.half_life_days
-    later = int(half_life_days is not None)  # at least one trial of another recency
+    blends = 0
+    if extends_cells and {"als", "neighbours"} <= set(map(engine_of, cells)):
+        blends = len(_POPULARITY_WEIGHTS)
+    later = int(half_life_days is not None) + blends  # at least one trial of another recency
     trials.run(with_recency_first(cells, half_life_days), expected_later=later)
 
     if extends_cells:
@@ -311,14 +317,16 @@ def _run_trials(
             trials.run(with_recency_first(further, half_life_days), expected_later=later)
 
     if half_life_days is not None:
-        _try_recency(trials, budget)
+        _try_recency(trials, budget, blends)
+    if blends:
+        _try_blends(trials, budget)
 
 
-def _try_recency(trials: Trials, budget: Budget) -> None:
+def _try_recency(trials: Trials, budget: Budget, blends: int) -> None:
     """Try other half-lives and powers of recency: scores multiplied by a power of recent popularity.
 
     The next ones of an engine depend on its trials so far. An engine is done when none are left that may help, or when
-    *budget* is spent. All trials are added to *trials*.
+    *budget* is spent. All trials are added to *trials*; those of *blends* follow.
     """
     # The best fit of ALS is kept in memory until another engine is fitted.
     engines = [engine_of(trial.params) for trial in best_of_each_engine(trials.done)]
@@ -328,8 +336,20 @@ def _try_recency(trials: Trials, budget: Budget) -> None:
         while new:
             # The expected total counts one more trial, until the results show that none follows.
             cells = budget.affordable_recencies(next_cells_with_recency(tried))
-            new = trials.run(cells, expected_later=1, keeps_fits=True)
+            new = trials.run(cells, expected_later=1 + blends, keeps_fits=True)
             tried += new
+
+
+def _try_blends(trials: Trials, budget: Budget) -> None:
+    """Try blends of the best cells, if all engines have lists, and *budget* allows."""
+    best: dict[str, Any] = {
+        engine_of(trial.params): trial.params
+        for trial in best_of_each_engine(trials.done)
+        if trial.ndcg and not isinstance(trial.params, EASEParams)
+    }
+    if len(best) == len(BlendParams().parts):
+        blends = [BlendParams(**best, popularity_weight=weight) for weight in _POPULARITY_WEIGHTS]
+        trials.run(budget.affordable(blends), expected_later=0)
 
 
 def _most_personal(trials: Iterable[Trial]) -> Trial:

@@ -13,6 +13,7 @@ from hotplate.offline.input.columns import named_values, parse_half_life
 from hotplate.offline.input.history import Times
 from hotplate.offline.input.pairs import UserItems
 from hotplate.offline.train.als import ALS, FACTOR_ARRAYS, ALSParams, Factors, SparkParams
+from hotplate.offline.train.blend import Blend, BlendParams
 from hotplate.offline.train.item_based import (
     EASE,
     EASE_ENGINE,
@@ -21,15 +22,16 @@ from hotplate.offline.train.item_based import (
     NeighbourParams,
     Neighbours,
 )
-from hotplate.offline.train.popularity import POPULARITY, Popularity, PopularityParams, Recency
+from hotplate.offline.train.popularity import POPULARITY, Popularity, PopularityParams
 from hotplate.offline.train.ranking import RecentWeights, ScoresOfUsers
 from hotplate.offline.train.spec import EngineSpec, OnIteration
 from hotplate.stores.folders import room_bytes
 
-Engine = Literal["als", "ease", "neighbours", "popularity", "spark"]
-Params: TypeAlias = ALSParams | SparkParams | EASEParams | NeighbourParams | PopularityParams
+# The engine blend is made of others; only a search chooses it.
+Engine = Literal["als", "ease", "neighbours", "popularity", "blend", "spark"]
+Params: TypeAlias = ALSParams | SparkParams | EASEParams | NeighbourParams | PopularityParams | BlendParams
 # A fitted model; its users and items are those of its matrix.
-Ranker: TypeAlias = Factors | EASE | Neighbours | Popularity
+Ranker: TypeAlias = Factors | EASE | Neighbours | Popularity | Blend
 ScoringT = TypeVar("ScoringT", bound=Ranker | ScoresOfUsers)
 
 
@@ -41,6 +43,25 @@ def _fit_on_spark(
     return spark.fit(user_items, params, on_iteration)
 
 
+def _fit_blend(
+    user_items: UserItems, params: BlendParams, on_iteration: OnIteration | None, times: Times | None
+) -> Blend:
+    parts: list[Any] = [fit(user_items, part, on_iteration, times=times) for part in params.parts]
+    als, neighbours, popularity = parts
+    return Blend(als, neighbours, popularity, params)
+
+
+BLEND = EngineSpec(
+    params=BlendParams,
+    ranker=Blend,
+    fit=_fit_blend,
+    arrays=(),
+    varied=lambda params: {"als": 1, "neighbours": 1, "popularity": params.popularity_weight},
+    fit_s=lambda params, user_items: sum(estimate_fit_s(part, user_items) for part in params.parts),
+    fit_bytes=lambda params, user_items: sum(estimate_fit_bytes(part, user_items) for part in params.parts),
+    ranking_s=lambda params, rows: sum(estimate_ranking_s(part, rows) for part in params.parts),
+    memory_advice="or learn with --engine als",
+)
 # Declared here because the module needs an extra. The cluster has the work and the memory; it is not searched.
 SPARK = EngineSpec(
     params=SparkParams,
@@ -54,6 +75,7 @@ ENGINES: dict[Engine, EngineSpec[Any, Any]] = {
     "ease": EASE_ENGINE,
     "neighbours": NEIGHBOURS,
     "popularity": POPULARITY,
+    "blend": BLEND,
     "spark": SPARK,
 }
 _NAMES: dict[type[Params], Engine] = {spec.params: name for name, spec in ENGINES.items()}
@@ -147,12 +169,16 @@ def _described_params(params: Params) -> dict[str, str]:
 
 def without_recency(params: Params) -> Params:
     """Return *params* whose scores are not multiplied."""
-    return params if isinstance(params, PopularityParams) else replace(params, recency=None)
+    return params if params.recency is None else replace(params, recency=None)
 
 
 def needs_times(params: Params) -> bool:
     """Return whether a fit needs the times of pairs."""
-    return params.half_life_days is not None if isinstance(params, PopularityParams) else params.recency is not None
+    if isinstance(params, PopularityParams):
+        return params.half_life_days is not None
+    if isinstance(params, BlendParams):
+        return any(needs_times(part) for part in params.parts)
+    return params.recency is not None
 
 
 def params_class(engine: object) -> type[Params]:
@@ -165,10 +191,7 @@ def params_class(engine: object) -> type[Params]:
 
 def params_from(engine: object, values: dict[str, Any]) -> Params:
     """Return parameters from JSON values; DataError for an unknown engine."""
-    recency = values.get("recency")
-    if recency is not None:
-        values = values | {"recency": Recency(**recency)}
-    return params_class(engine)(**values)
+    return msgspec.convert(values, params_class(engine))
 
 
 def fit(
@@ -197,7 +220,7 @@ def fit(
 
 def with_recency(ranker: ScoringT, weights: RecentWeights) -> ScoringT:
     """Return *ranker* with scores combined with recent popularity; popularity is unchanged."""
-    return ranker if isinstance(ranker, Popularity) else replace(ranker, recent=weights)
+    return ranker if isinstance(ranker, Popularity | Blend) else replace(ranker, recent=weights)
 
 
 def estimate_fit_s(params: Params, user_items: UserItems) -> float:

@@ -117,20 +117,26 @@ class Neighbours:
         *,
         keep_seen: bool = False,
         allowed: Allowed = None,
+        own: UserItems | None = None,
+        boosts: ranking.Boosts | None = None,
     ) -> ranking.Ranked:
         """Return lists of *n* items for the rows *users* of *user_items* [users, items], best first.
 
         A score is the sum of an item's similarities (`similarity`, sparse [items, items]) with the user's items. If
         these have few neighbours, most items have the score 0, and only the others are computed and sorted. Items that
-        the user has are left out unless *keep_seen*, and all that are not *allowed* [items].
+        the user has are left out unless *keep_seen*, and all that are not *allowed* [items]. With users' *own* earlier
+        choices or *boosts*, see `ranking.recommend`, all are computed.
         """
         items = self.similarity.shape[0]
         mean_neighbours = self.similarity.nnz / items
 
         # The number of scores that are not 0, if no two items of a user share a neighbour.
         most_scores = user_items[users].nnz * mean_neighbours
-        if most_scores > _MOST_SPARSE_SCORES * items * max(1, len(users)):
-            return ranking.recommend(self, user_items, users, n, keep_seen=keep_seen, allowed=allowed)
+        is_dense = most_scores > _MOST_SPARSE_SCORES * items * max(1, len(users))
+        if is_dense or own is not None or boosts is not None:
+            return ranking.recommend(
+                self, user_items, users, n, keep_seen=keep_seen, allowed=allowed, own=own, boosts=boosts
+            )
 
         score_batch = partial(self._sparse_scores, user_items, keep_seen=keep_seen)
         return ranking.best_of_sparse(score_batch, users, min(n, items), allowed)

@@ -108,14 +108,22 @@ class Popularity:
         *,
         keep_seen: bool = False,
         allowed: Allowed = None,
+        own: UserItems | None = None,
+        boosts: ranking.Boosts | None = None,
     ) -> ranking.Ranked:
         """Return the most popular *n* items for the rows *users* of *user_items* [users, items].
 
         `counts` [items] are the numbers of users of each item; items without any are not listed. The users' own items
         are left out unless *keep_seen*, and all that are not *allowed* [items]. Users without items in *user_items* get
         no list. Ties are in the order of items. Ten times as fast as `ranking.recommend`, which computes a table of all
-        users and items. Raises ValueError if *user_items* has another number of items than the learnt matrix.
+        users and items, and is called with users' *own* earlier choices or *boosts*. Raises ValueError if *user_items*
+        has another number of items than the learnt matrix.
         """
+        if own is not None or boosts is not None:
+            return ranking.recommend(
+                self, user_items, users, n, keep_seen=keep_seen, allowed=allowed, own=own, boosts=boosts
+            )
+
         require_at_least("The length of a list", n)
         all_items = len(self.counts)
         if user_items.shape[1] != all_items:

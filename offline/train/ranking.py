@@ -234,6 +234,11 @@ class ScoresOfUsers:
 
     recommend = recommend
 
+    @classmethod
+    def of(cls, ranker: Scorer, user_items: UserItems, users: Indices) -> "ScoresOfUsers":
+        """Return the scores of *users*, rows of *user_items* [users, items]."""
+        return cls(ranker.score(user_items[users], users), users, ranker.recent)
+
     @property
     def shape(self) -> tuple[None, int]:
         """Any users, and the number of items."""

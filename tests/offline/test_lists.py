@@ -14,6 +14,8 @@ from hotplate.offline.input.showings import Showings
 from hotplate.offline.lists import ListSettings, ModelLists, blocks_of, rows_of
 from hotplate.offline.measurement import Measurement
 from hotplate.offline.rules import Rules
+from hotplate.offline.train.als import ALSParams
+from hotplate.offline.train.blend import BlendParams
 from hotplate.offline.train.engine import Params, fit
 from hotplate.offline.train.item_based import EASEParams, NeighbourParams
 from hotplate.offline.train.popularity import PopularityParams
@@ -59,12 +61,43 @@ def test_blocks_make_the_same_rows_as_the_whole_model(rules: Rules, keep_seen: b
     assert_same_lists(bodies_as_lists([*rows, *lists.popular()]), bodies_as_lists(everything))
 
 
-@pytest.mark.parametrize("params", [EASEParams(), NeighbourParams(neighbours=5), PopularityParams()])
+BLEND = BlendParams(ALSParams(factors=4), NeighbourParams(neighbours=5))
+
+
+@pytest.mark.parametrize("params", [EASEParams(), NeighbourParams(neighbours=5), PopularityParams(), BLEND])
 def test_other_engines_are_divided_into_blocks(params: Params) -> None:
     model = checkerboard_model(40)
     lists = ModelLists.of(replace(model, ranker=fit(model.matrix.user_items, params), params=params), ListSettings())
     rows = [row for block in blocks_of(lists) for batch in rows_of(shared(lists), block) for row in batch]
     assert sorted([*rows, *lists.popular()]) == sorted(row for batch in lists.batches() for row in batch)
+
+
+def test_lists_of_a_blend_hold_the_best_sums_over_its_engines() -> None:
+    model = checkerboard_model(40)
+    user_items = model.matrix.user_items
+    users = np.arange(40, dtype=np.int32)
+    blended = replace(model, ranker=fit(user_items, BLEND), params=BLEND)
+    lists = ModelLists.of(blended, ListSettings(length=6, rules=Rules(excluded=frozenset({"in7"}))))
+    sums = np.zeros((40, 40))
+    allowed = np.array([item != "in7" for item in model.matrix.item_ids])
+    for part, weight in zip(BLEND.parts, (1, 1, 0.3), strict=True):
+        ranked = fit(user_items, part).recommend(user_items, users, 20, allowed=allowed)
+        for user, items in enumerate(ranked.items.tolist()):
+            for place, item in enumerate(items, start=1):
+                sums[user, item] += weight * (item >= 0) / np.log2(1 + place)
+    published = lists.ranked.personal(users)
+    wanted = -np.sort(-sums, axis=1)[:, :6]
+    assert published.scores == pytest.approx(wanted, abs=1e-4)
+    assert np.take_along_axis(sums, published.items, axis=1) == pytest.approx(wanted, abs=1e-4)
+
+
+def test_a_blend_folds_visitors_in_by_its_factors() -> None:
+    model = checkerboard_model(40)
+    als = replace(model, ranker=fit(model.matrix.user_items, ALSParams(factors=4)), params=ALSParams(factors=4))
+    blended = replace(model, ranker=fit(model.matrix.user_items, BLEND), params=BLEND)
+    meta = [[*ModelLists.of(each, ListSettings(fold_in=True)).meta()] for each in (als, blended)]
+    assert meta[0]
+    assert meta[0] == meta[1]
 
 
 def test_measurements_of_blocks_add_up() -> None:

@@ -20,6 +20,7 @@ from hotplate.offline.input.sample import sample
 from hotplate.offline.model import Model
 from hotplate.offline.model_folder import load, save
 from hotplate.offline.train.als import ALSParams, Factors
+from hotplate.offline.train.blend import BlendParams
 from hotplate.offline.train.engine import Params, described, fit
 from hotplate.offline.train.item_based import EASEParams, NeighbourParams
 from hotplate.offline.train.popularity import PopularityParams, Recency, most_popular, popular_by_segment
@@ -88,6 +89,7 @@ def test_saved_model_is_loaded_unchanged(model: Model, tmp_path: Path) -> None:
         EASEParams(recency=Recency(9, 0.5)),
         NeighbourParams("rp3beta", recency=Recency(9, 0.5)),
         PopularityParams(9),
+        BlendParams(replace(PARAMS, recency=Recency(9, 0.5)), NeighbourParams(), PopularityParams(9)),
     ],
     ids=described,
 )

@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from hotplate.offline.evaluate.evaluation import EvaluateOptions, evaluate_engine
+from hotplate.offline.evaluate.evaluation import EvaluateOptions, evaluate_engine, fit_parts
 from hotplate.offline.evaluate.splits import SplitOptions, split
 from hotplate.offline.input.history import Weighing
 from hotplate.offline.input.interactions import read_interactions
@@ -145,8 +145,9 @@ def test_the_search_chooses_the_better_lists_with_drift_and_without(drift: float
     taste = max(
         (trial for trial in search.trials if not needs_times(trial.params)), key=lambda trial: trial.ndcg
     ).params
+    options = EvaluateOptions(popular=search.popular.for_new_users)
     metrics = {
-        params: evaluate_engine(parts, params, EvaluateOptions(popular=search.popular.for_new_users)).as_served.ndcg
+        params: evaluate_engine(parts, fit_parts(parts, params), options).as_served.ndcg
         for params in (chosen, taste, *search.popular.baselines)
     }
     assert metrics[chosen] > 0.98 * max(metrics.values()), metrics

@@ -12,6 +12,7 @@ from hotplate.offline.evaluate.evaluation import (
     EvaluateOptions,
     evaluate_engine,
     evaluate_parts,
+    fit_parts,
     popularity_of,
     recommend_all,
 )
@@ -20,12 +21,16 @@ from hotplate.offline.evaluate.model_report import certainty
 from hotplate.offline.evaluate.records import metric_names
 from hotplate.offline.evaluate.splits import Parts, SplitOptions, split
 from hotplate.offline.input.history import History
-from hotplate.offline.input.matrix import Matrix
+from hotplate.offline.input.matrix import Matrix, to_matrix
 from hotplate.offline.input.pairs import UserItems
+from hotplate.offline.input.sample import sample
 from hotplate.offline.train.als import ALSParams
-from hotplate.offline.train.engine import fit
+from hotplate.offline.train.blend import BlendParams
+from hotplate.offline.train.engine import Params, Ranker, fit
+from hotplate.offline.train.item_based import NeighbourParams
 from hotplate.offline.train.popularity import PopularityParams
 from hotplate.offline.train.similar import SimilarParams
+from hotplate.offline.train.spec import OnIteration
 from tests.support.interactions import evaluate
 
 PARAMS = ALSParams(factors=4, iterations=3)
@@ -51,7 +56,7 @@ def test_a_report_holds_each_engine_with_intervals_and_leads() -> None:
     evaluation = evaluate(matrix, PARAMS, SplitOptions("by-user", 0.3), k=5)
     parts = split(matrix.user_items, matrix.history, SplitOptions("by-user", 0.3))
     whole_model = replace(evaluation.model, intervals=evaluation.intervals)
-    assert whole_model == evaluate_engine(parts, PARAMS, EvaluateOptions(k=5)).metrics
+    assert whole_model == evaluate_engine(parts, fit_parts(parts, PARAMS), EvaluateOptions(k=5)).metrics
     for metrics in (whole_model, *evaluation.baselines.values()):
         low, high = metrics.intervals["ndcg"]
         assert low <= metrics.ndcg <= high
@@ -98,7 +103,7 @@ def test_users_without_a_list_get_recent_popular_items_on_request() -> None:
     days = np.array([0, 1, 0, 1, 2, 2, 50, 51]) * 86_400_000_000
     parts = Parts.of(train, test, History.of(train, days))
     evaluations = {
-        days: evaluate_engine(parts, PARAMS, EvaluateOptions(k=2, popular=PopularityParams(days)))
+        days: evaluate_engine(parts, fit_parts(parts, PARAMS), EvaluateOptions(k=2, popular=PopularityParams(days)))
         for days in (None, 3.0)
     }
     assert [evaluation.metrics.ndcg for evaluation in evaluations.values()] == [0, 0]
@@ -124,6 +129,25 @@ def test_users_without_a_list_score_zero_and_are_served_popular_items() -> None:
     lists = recommend_all(fit(train, PARAMS), parts, 5, popularity_of(parts, PopularityParams())).as_served
     assert lists[0].tolist() == popular.tolist()
     assert measure_users(lists, parts.test).metrics == evaluation.as_served
+
+
+def test_the_engines_of_a_blend_are_fitted_once_for_it_and_as_baselines(monkeypatch: pytest.MonkeyPatch) -> None:
+    matrix = to_matrix(sample(60, 30))
+    parts = split(matrix.user_items, matrix.history, SplitOptions("by-item"))
+    neighbours = NeighbourParams(neighbours=5)
+    alone = evaluate_parts(parts, PARAMS, EvaluateOptions(k=5), baselines=[neighbours])
+    fits: list[Params] = []
+
+    def counted(parts: Parts, params: Params, on_iteration: OnIteration | None = None) -> Ranker:
+        fits.append(params)
+        return fit_parts(parts, params, on_iteration)
+
+    monkeypatch.setattr("hotplate.offline.evaluate.evaluation.fit_parts", counted)
+    blend = BlendParams(PARAMS, neighbours)
+    together = evaluate_parts(parts, blend, EvaluateOptions(k=5), baselines=[PARAMS, neighbours])
+    assert fits == [blend]
+    assert together.baselines["als"].as_served == alone.as_served
+    assert together.baselines["neighbours"].as_served == alone.baselines["neighbours"].as_served
 
 
 def test_item_pairs_without_users_are_counted() -> None:

@@ -24,6 +24,7 @@ from hotplate.offline.search.popular_lists import PopularSearch
 from hotplate.offline.search.trials import Trial, best_of_each_engine
 from hotplate.offline.search.tuning import Search, SearchData, TuneOptions, tune
 from hotplate.offline.train.als import ALSParams
+from hotplate.offline.train.blend import BlendParams
 from hotplate.offline.train.engine import Params, Ranker, engine_of, params_from, without_recency
 from hotplate.offline.train.item_based import EASE, EASEParams, NeighbourParams
 from hotplate.offline.train.popularity import PopularityParams, Recency
@@ -64,10 +65,43 @@ def test_trial_metrics_match_an_evaluation(kind: SplitKind, matrix: Matrix) -> N
     assert [trial.iterations for trial in tuned.trials] == [3, 3, None, None]
     parts = split(matrix.user_items, matrix.history, tuned.split)
     for tried in tuned.trials:
-        measured = evaluate_engine(parts, tried.params, EvaluateOptions(k=5)).served_per_user
+        measured = evaluate_engine(parts, fit_parts(parts, tried.params), EvaluateOptions(k=5)).served_per_user
         assert measured is not None
         assert tried.ndcg == pytest.approx(measured.mean(), abs=1e-6)
         assert tried.se == pytest.approx(measured.std() / len(measured) ** 0.5, rel=1e-4)
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_blends_of_the_best_cells_are_tried_last(interrupted: bool, matrix: Matrix, tmp_path: Path) -> None:  # noqa: FBT001
+    tuned = search(matrix, tuning=TuneOptions(), defaults=SMALL, k=5, trials_folder=tmp_path)
+    if interrupted:  # before the last blend: the fits of its engines are no longer in memory
+        max(tmp_path.iterdir(), key=lambda file: file.stat().st_mtime_ns).unlink()
+        tuned = search(matrix, tuning=TuneOptions(), defaults=SMALL, k=5, trials_folder=tmp_path)
+
+    *others, first, second = tuned.trials
+    best = {trial.params for trial in best_of_each_engine(others) if not isinstance(trial.params, EASEParams)}
+    parts = split(matrix.user_items, matrix.history, tuned.split)
+    for blend, weight in ((first, 0.3), (second, 0.6)):
+        assert isinstance(blend.params, BlendParams)
+        assert set(blend.params.parts) == best
+        assert blend.params.popularity_weight == weight
+        measured = evaluate_engine(parts, fit_parts(parts, blend.params), EvaluateOptions(k=5)).served_per_user
+        assert blend.per_user == pytest.approx(measured, abs=1e-6)
+
+
+def test_only_a_search_of_all_engines_tries_a_blend(matrix: Matrix) -> None:
+    for tuning in (TuneOptions(engine="als"), TuneOptions(engine="popularity"), TuneOptions(CELLS)):
+        tuned = search(matrix, tuning=tuning, defaults=SMALL)
+        assert not any(isinstance(trial.params, BlendParams) for trial in tuned.trials)
+
+
+def test_a_blend_is_chosen_only_if_it_ranks_best() -> None:
+    blend = BlendParams(SMALL)
+    values = np.random.default_rng(1).random(100)
+    others = [trial(SMALL, *values), trial(EASEParams(), *(values - 0.01)), trial(PopularityParams(), *(values - 0.2))]
+    for lead, chosen in ((0.1, blend), (-0.1, SMALL)):
+        choices = ranked(*others, trial(blend, *(values + lead))).choices
+        assert choices["accuracy"].params == choices["balance"].params == chosen
 
 
 def test_default_cells_extend_beyond_a_best_edge(matrix: Matrix) -> None:
@@ -164,7 +198,7 @@ def test_recency_is_tuned_on_time_splits_for_each_best_engine_and_saved(
     assert best.ndcg > 1.2 * plain.ndcg
     drawn = [split(fashions.user_items, fashions.history, cell) for cell in tuned.split.by_piece]
     options = EvaluateOptions(k=5, popular=tuned.popular.for_new_users)
-    metrics = [evaluate_engine(parts, best.params, options).as_served for parts in drawn]
+    metrics = [evaluate_engine(parts, fit_parts(parts, best.params), options).as_served for parts in drawn]
     ndcg = np.average([measured.ndcg for measured in metrics], weights=[measured.users for measured in metrics])
     assert best.ndcg == pytest.approx(ndcg, abs=1e-6)
     monkeypatch.setattr("hotplate.offline.search.trials.fit_parts", fit_of(()))
@@ -208,8 +242,10 @@ def test_cells_are_fitted_once_per_split_with_recency_too(fashions: Matrix, monk
 
     monkeypatch.setattr("hotplate.offline.search.trials.fit_parts", counted)
     tuned = search(fashions, SplitOptions("by-time"), tuning=TuneOptions(), defaults=SMALL)
-    plain = {without_recency(trial.params) for trial in tuned.trials if not isinstance(trial.params, PopularityParams)}
+    cells = [trial.params for trial in tuned.trials if not isinstance(trial.params, PopularityParams | BlendParams)]
+    plain = {without_recency(params) for params in cells}
     assert {engine_of(params) for params in plain} == {"als", "ease", "neighbours"}
+    fits = [params for params in fits if not isinstance(params, PopularityParams)]
     assert len(plain) < len(tuned.trials), "several recencies were tried"
     assert sorted(map(repr, fits)) == sorted(map(repr, [*plain] * 3)), "there are three splits"
 
@@ -223,7 +259,8 @@ def test_large_fits_are_released_before_other_engines_get_recency(
 
     def watched(parts: Parts, params: Params) -> Ranker:
         fits[params] += 1
-        if isinstance(params, NeighbourParams) and fits[params] > 3:  # the three splits were fitted before
+        # The three splits were fitted before, and are once more for each blend.
+        if isinstance(params, NeighbourParams) and 3 < fits[params] <= 6:
             alive.append(sum(ranker() is not None for ranker in als))
         ranker = fit_parts(parts, params)
         if isinstance(params, ALSParams):

@@ -14,6 +14,7 @@ from hotplate.offline.input.matrix import to_matrix
 from hotplate.offline.input.pairs import Floats, Indices, UserItems
 from hotplate.offline.train import engine
 from hotplate.offline.train.als import ALSParams, SparkParams
+from hotplate.offline.train.blend import Blend, BlendParams
 from hotplate.offline.train.engine import (
     Engine,
     Params,
@@ -45,6 +46,7 @@ ALS = ALSParams(factors=3, regularization=0.1, alpha=1.0, seed=23)
 NEIGHBOURS = [NeighbourParams(weighting, SIZE) for weighting in get_args(NeighbourWeighting)]
 PERSONAL: list[Params] = [ALS, EASEParams(), *NEIGHBOURS]
 ENGINES: list[Params] = [*PERSONAL, PopularityParams()]
+BLENDED = BlendParams(ALS, NeighbourParams("tfidf", SIZE))
 
 
 def test_each_engine_is_declared() -> None:
@@ -58,12 +60,12 @@ def board() -> UserItems:
     return checkerboard(SIZE)
 
 
-@pytest.fixture(scope="module", params=ENGINES, ids=described)
+@pytest.fixture(scope="module", params=[*ENGINES, BLENDED], ids=described)
 def ranker(request: pytest.FixtureRequest, board: UserItems) -> Ranker:
     return fit(board, request.param)
 
 
-@pytest.fixture(scope="module", params=PERSONAL, ids=described)
+@pytest.fixture(scope="module", params=[*PERSONAL, BLENDED], ids=described)
 def personal(request: pytest.FixtureRequest, board: UserItems) -> Ranker:
     return fit(board, request.param)
 
@@ -101,7 +103,8 @@ def test_users_without_interactions_get_nothing_and_all_others_something(ranker:
 
 def scores_of(ranker: Ranker, user_items: UserItems, users: Indices) -> Floats:
     """Return [users, items]: what each item scores, 0 if it would not be listed."""
-    items, listed = ranker.recommend(user_items, users, user_items.shape[1], keep_seen=True)
+    keep_seen = not isinstance(ranker, Blend)  # places in its lists depend on it
+    items, listed = ranker.recommend(user_items, users, user_items.shape[1], keep_seen=keep_seen)
     table = np.zeros(items.shape, dtype=np.float32)
     rows, _ = np.nonzero(items >= 0)
     table[rows, items[items >= 0]] = listed[items >= 0]
@@ -123,6 +126,31 @@ def test_a_list_is_the_best_of_what_a_user_does_not_have(ranker: Ranker) -> None
         unlisted = np.delete(np.where(own, -np.inf, user_scores), row[some])
         assert unlisted.max() <= user_scores[row[some]].min(initial=np.inf) + ROUNDING
         assert some.all() or len(np.unique(unlisted[np.isfinite(unlisted)])) <= 1, "nothing else is listed"
+
+
+@pytest.mark.parametrize("keep_seen", [False, True])
+def test_a_score_of_a_blend_is_a_sum_over_places_of_its_engines(keep_seen: bool) -> None:  # noqa: FBT001
+    rng = np.random.default_rng(3)
+    user_items = csr_matrix((rng.random((30, 40)) < 0.15).astype(np.float32))
+    params = BlendParams(ALS, NeighbourParams(neighbours=4), popularity_weight=0.25)
+    blend = fit(user_items, params)
+    engines = {part: fit(user_items, part) for part in params.parts}
+    users = np.array([4, 11, 2], dtype=np.int32)
+    table = np.zeros((3, 40))
+    for row, (items, listed) in enumerate(
+        zip(*blend.recommend(user_items, users, 40, keep_seen=keep_seen), strict=True)
+    ):
+        table[row, items[items >= 0]] = listed[items >= 0]
+    if keep_seen:
+        assert blend.score(user_items[users], users) == pytest.approx(table)
+    for user, scores in zip(users.tolist(), table, strict=True):
+        expected = np.zeros(40)
+        for part, ranker in engines.items():
+            weight = 0.25 if isinstance(part, PopularityParams) else 1
+            listed = ranker.recommend(user_items, np.array([user], dtype=np.int32), 20, keep_seen=keep_seen).items[0]
+            for place, item in enumerate(listed[listed >= 0].tolist(), start=1):
+                expected[item] += weight / np.log2(1 + place)
+        assert scores == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("params", ENGINES, ids=described)
@@ -167,7 +195,11 @@ def test_described_parameters_round_trip(params: Params) -> None:
     values = {name: getattr(params, name) for name in params.__slots__}
     assert params_from(engine_of(params), values) == params
     assert as_options(NeighbourParams()) == "--engine neighbours --params weighting=tfidf,neighbours=10"
-    recent = PopularityParams(2) if isinstance(params, PopularityParams) else replace(params, recency=Recency(7, 0.5))
+    recent = (
+        PopularityParams(2)
+        if isinstance(params, PopularityParams | BlendParams)
+        else replace(params, recency=Recency(7, 0.5))
+    )
     for expected in (params, recent):
         engine, _, chosen = as_options(expected).removeprefix("--engine ").partition(" --params ")
         assert engine == engine_of(params)
@@ -213,7 +245,7 @@ def with_times(board: UserItems) -> Times:
 
 @pytest.mark.parametrize("params", PERSONAL, ids=described)
 def test_recency_is_in_a_geometric_mean_with_the_scores_of_lists(params: Params, board: UserItems) -> None:
-    assert not isinstance(params, PopularityParams)
+    assert not isinstance(params, PopularityParams | BlendParams)
     times = with_times(board)
     recency = Recency(half_life_days=9, gamma=2)
     recent = recent_popularity(board, times, 9)
