@@ -93,7 +93,7 @@ def _write_ranker(ranker: Ranker, params: Params, folder: Path, prefix: str = ""
     recent.npy has these by item. The *prefix* of names is the engine of a blend.
     """
     if isinstance(ranker, Blend):
-        for part_params, part in ranker.parts.items():
+        for part_params, part in zip(ranker.params.parts, ranker.parts, strict=True):
             _write_ranker(part, part_params, folder, f"{engine_of(part_params)}.")
 
     for array in spec_of(params).arrays:
@@ -111,9 +111,7 @@ def _read_ranker(path: Path, params: Params, shape: tuple[int, int], prefix: str
     ModelUnusable for an array of another shape. The *prefix* of names is the engine of a blend.
     """
     if isinstance(params, BlendParams):
-        parts: list[Any] = [_read_ranker(path, part, shape, f"{engine_of(part)}.") for part in params.parts]
-        als, neighbours, popularity = parts
-        return Blend(als, neighbours, popularity, params)
+        return Blend(tuple(_read_ranker(path, part, shape, f"{engine_of(part)}.") for part in params.parts), params)
 
     users, items = shape
     recent = None

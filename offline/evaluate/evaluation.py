@@ -1,9 +1,9 @@
 """Evaluation of models and baselines on a split."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -125,7 +125,9 @@ def evaluate_parts(
     ranker = fit_parts(parts, params, on_iteration)
     model = evaluate_engine(parts, ranker, options, similar=similar_items)
     # The engines of a blend are baselines, too.
-    fitted: Mapping[Any, Ranker] = ranker.parts if isinstance(ranker, Blend) else {}
+    fitted = dict[Params, Ranker]()
+    if isinstance(ranker, Blend):
+        fitted = dict(zip(ranker.params.parts, ranker.parts, strict=True))
     del ranker
     del similar_items  # releases memory for the baselines
 

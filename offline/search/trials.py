@@ -9,10 +9,9 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from hashlib import blake2b
 from importlib.metadata import version
-from itertools import repeat
 from pathlib import Path
 from time import perf_counter
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -204,11 +203,11 @@ class Trials:
         are small. All others are fitted one at a time, to save memory, and blends of them.
         """
         if isinstance(plain, BlendParams):
-            parts: Any = [
+            parts = [
                 self._with_recency(self._fits(without_recency(part), keeps_fits=False), part.recency)
                 for part in plain.parts
             ]
-            return map(Blend, *parts, repeat(plain))
+            return (Blend(rankers, plain) for rankers in zip(*parts, strict=True))
         kept = self._kept.get(engine_of(plain))
         if kept is not None and kept.params == plain:
             return kept.rankers

@@ -317,16 +317,16 @@ def _run_trials(
             trials.run(with_recency_first(further, half_life_days), expected_later=later)
 
     if half_life_days is not None:
-        _try_recency(trials, budget, blends)
+        _try_recency(trials, budget, later)
     if blends:
         _try_blends(trials, budget)
 
 
-def _try_recency(trials: Trials, budget: Budget, blends: int) -> None:
+def _try_recency(trials: Trials, budget: Budget, expected_later: int) -> None:
     """Try other half-lives and powers of recency: scores multiplied by a power of recent popularity.
 
     The next ones of an engine depend on its trials so far. An engine is done when none are left that may help, or when
-    *budget* is spent. All trials are added to *trials*; those of *blends* follow.
+    *budget* is spent. All trials are added to *trials*; *expected_later* are expected after each one, with the blends.
     """
     # The best fit of ALS is kept in memory until another engine is fitted.
     engines = [engine_of(trial.params) for trial in best_of_each_engine(trials.done)]
@@ -336,7 +336,7 @@ def _try_recency(trials: Trials, budget: Budget, blends: int) -> None:
         while new:
             # The expected total counts one more trial, until the results show that none follows.
             cells = budget.affordable_recencies(next_cells_with_recency(tried))
-            new = trials.run(cells, expected_later=1 + blends, keeps_fits=True)
+            new = trials.run(cells, expected_later=expected_later, keeps_fits=True)
             tried += new
 
 

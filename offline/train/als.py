@@ -85,11 +85,6 @@ class Factors:
 
     recommend = ranking.recommend
 
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Number of users and items."""
-        return len(self.user_factors), len(self.item_factors)
-
     def score(self, _rows: UserItems, users: Indices) -> Floats:
         """Return scores [users, items]."""
         scores: Floats = self.user_factors[users] @ self.item_factors.T

@@ -46,9 +46,7 @@ def _fit_on_spark(
 def _fit_blend(
     user_items: UserItems, params: BlendParams, on_iteration: OnIteration | None, times: Times | None
 ) -> Blend:
-    parts: list[Any] = [fit(user_items, part, on_iteration, times=times) for part in params.parts]
-    als, neighbours, popularity = parts
-    return Blend(als, neighbours, popularity, params)
+    return Blend(tuple(fit(user_items, part, on_iteration, times=times) for part in params.parts), params)
 
 
 BLEND = EngineSpec(

@@ -104,11 +104,6 @@ class Neighbours:
 
     fold_in = ranking.itself
 
-    @property
-    def shape(self) -> tuple[None, int]:
-        """Any users, and the number of items."""
-        return None, self.similarity.shape[0]
-
     def recommend(
         self,
         user_items: UserItems,
@@ -252,11 +247,6 @@ class EASE:
 
     recommend = ranking.recommend
     fold_in = ranking.itself
-
-    @property
-    def shape(self) -> tuple[None, int]:
-        """Any users, and the number of items."""
-        return None, len(self.weights)
 
     def score(self, rows: UserItems, _users: Indices) -> Floats:
         """Return scores [users, items]."""

@@ -95,11 +95,6 @@ class Popularity:
     recent: ClassVar[None] = None
     fold_in = ranking.itself
 
-    @property
-    def shape(self) -> tuple[None, int]:
-        """Any users, and the number of items."""
-        return None, len(self.counts)
-
     def recommend(
         self,
         user_items: UserItems,
@@ -116,8 +111,7 @@ class Popularity:
         `counts` [items] are the numbers of users of each item; items without any are not listed. The users' own items
         are left out unless *keep_seen*, and all that are not *allowed* [items]. Users without items in *user_items* get
         no list. Ties are in the order of items. Ten times as fast as `ranking.recommend`, which computes a table of all
-        users and items, and is called with users' *own* earlier choices or *boosts*. Raises ValueError if *user_items*
-        has another number of items than the learnt matrix.
+        users and items, and is called with users' *own* earlier choices or *boosts*.
         """
         if own is not None or boosts is not None:
             return ranking.recommend(
@@ -125,15 +119,11 @@ class Popularity:
             )
 
         require_at_least("The length of a list", n)
-        all_items = len(self.counts)
-        if user_items.shape[1] != all_items:
-            raise ValueError(f"user_items is {user_items.shape}, but {self.shape} was learnt from")
-
         listable_counts = self.counts if allowed is None else np.where(allowed, self.counts, 0)
         listable_items = np.count_nonzero(listable_counts)
         best_first = order_by_popularity(listable_counts)[:listable_items]
 
-        n = min(n, all_items)
+        n = min(n, len(self.counts))
         lists = no_items(len(users), n)
         for batch in row_slices(len(users), _RANKED_AT_ONCE):
             lists[batch] = _first_items(best_first, user_items[users[batch]], n, keep_seen=keep_seen)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 from implicit.cpu.topk import topk
+from scipy.sparse import issparse
 from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]  # published without types
 
 from hotplate.offline.errors import require_at_least
@@ -127,10 +128,6 @@ class Scorer(Protocol):
     """Scores pairs of users and items."""
 
     @property
-    def shape(self) -> tuple[int | None, int]:
-        """Number of users (None for any) and items."""
-
-    @property
     def recent(self) -> RecentWeights | None:
         """How recent popularity counts in users' lists; None without recency."""
 
@@ -158,12 +155,8 @@ def recommend(
                these weights added
     boosts     of items
 
-    Only items with a score above 0 are listed. A user without interactions has an empty list. Raises
-    ValueError if *user_items* has another shape than the matrix that *ranker* learnt from.
+    Only items with a score above 0 are listed. A user without interactions has an empty list.
     """
-    for learnt_size, size in zip(ranker.shape, user_items.shape, strict=True):
-        if learnt_size not in (None, size):
-            raise ValueError(f"user_items is {user_items.shape}, but {ranker.shape} was learnt from")
 
     def score_batch(batch: Indices) -> ScoreTable:
         """Return the scores of a batch of users [users, items], -inf for items that may not be listed."""
@@ -179,7 +172,7 @@ def recommend(
             table[row_of_each_pair(rows), rows.indices] = -np.inf
         return table if boosts is None else boosts.apply(table)
 
-    return _best_of_tables(score_batch, users, min(n, ranker.shape[1]), allowed)
+    return _best_of_tables(score_batch, users, min(n, user_items.shape[1]), allowed)
 
 
 def _add_own_choices(table: ScoreTable, own: UserItems) -> None:
@@ -226,9 +219,12 @@ def best_of_sparse(score_batch: Callable[[Indices], Any], rows: Indices, n: int,
 
 @dataclass(frozen=True, slots=True)
 class ScoresOfUsers:
-    """What a fitted model says of some *users*, in ascending order: its *table* of scores [users, items]."""
+    """What a fitted model says of some *users*, in ascending order: its *table* of scores [users, items].
 
-    table: ScoreTable
+    The table may be a csr_matrix.
+    """
+
+    table: Any
     users: Indices
     recent: RecentWeights | None = None
 
@@ -239,14 +235,11 @@ class ScoresOfUsers:
         """Return the scores of *users*, rows of *user_items* [users, items]."""
         return cls(ranker.score(user_items[users], users), users, ranker.recent)
 
-    @property
-    def shape(self) -> tuple[None, int]:
-        """Any users, and the number of items."""
-        return None, self.table.shape[1]
-
     def score(self, _rows: UserItems, users: Indices) -> ScoreTable:
         """Return scores [users, items]."""
-        return self.table[np.searchsorted(self.users, users)]
+        rows = self.table[np.searchsorted(self.users, users)]
+        scores: ScoreTable = rows.toarray() if issparse(rows) else rows
+        return scores
 
 
 def itself(ranker: RankerT, _user_items: UserItems) -> RankerT:
