@@ -33,6 +33,7 @@ if TYPE_CHECKING:  # what `_HOMES` says, for type checkers
     from hotplate.offline.rules import Rules
     from hotplate.offline.search.tuning import TuneOptions
     from hotplate.offline.train.als import ALSParams, SparkParams
+    from hotplate.offline.train.blend import BlendParams
     from hotplate.offline.train.item_based import EASEParams, NeighbourParams
     from hotplate.offline.train.popularity import PopularityParams, Recency
     from hotplate.offline.training import AutoSplit, TrainReport, TrainSettings, train
@@ -91,6 +92,7 @@ __all__ = [
     "AsyncClient",
     "AutoSplit",
     "BatchTooLarge",
+    "BlendParams",
     "CanaryRunning",
     "Catalogue",
     "CatalogueUnreadable",
@@ -193,6 +195,7 @@ _HOMES = {
     "AsyncClient": "hotplate.client:AsyncClient",
     "AutoSplit": "hotplate.offline.training:AutoSplit",
     "BatchTooLarge": "hotplate.client:BatchTooLarge",
+    "BlendParams": "hotplate.offline.train.blend:BlendParams",
     "CanaryRunning": "hotplate.stores.errors:CanaryRunning",
     "Catalogue": "hotplate.stores.catalogue:Catalogue",
     "CatalogueUnreadable": "hotplate.stores.errors:CatalogueUnreadable",

@@ -34,7 +34,7 @@ from hotplate.offline.train.popularity import (
     popular_by_segment,
     recent_popularity,
 )
-from hotplate.offline.train.ranking import recommend
+from hotplate.offline.train.ranking import Boosts, ScoresOfUsers, recommend
 from tests.support.interactions import checkerboard
 
 # A score is a float32 sum of a few products of up to about 1, and each kernel of a BLAS adds them in its own order. The
@@ -126,6 +126,19 @@ def test_a_list_is_the_best_of_what_a_user_does_not_have(ranker: Ranker) -> None
         unlisted = np.delete(np.where(own, -np.inf, user_scores), row[some])
         assert unlisted.max() <= user_scores[row[some]].min(initial=np.inf) + ROUNDING
         assert some.all() or len(np.unique(unlisted[np.isfinite(unlisted)])) <= 1, "nothing else is listed"
+
+
+def test_own_choices_and_boosts_count_in_the_lists_of_each_engine(ranker: Ranker, board: UserItems) -> None:
+    own = csr_matrix(board.multiply(np.arange(1, SIZE + 1)).astype(np.float32))
+    boosts = Boosts.of(np.linspace(1, 3, SIZE))
+    users = np.array([2, 9, 13], dtype=np.int32)
+    lists = ranker.recommend(board, users, 6, keep_seen=True, own=own, boosts=boosts)
+    by_scores = ScoresOfUsers.of(ranker, board, users)
+    expected = by_scores.recommend(board, users, 6, keep_seen=True, own=own, boosts=boosts)
+    assert lists.items.tolist() == expected.items.tolist()
+    assert lists.scores == pytest.approx(expected.scores, rel=1e-5)
+    plain = ranker.recommend(board, users, 6, keep_seen=True)
+    assert lists.items.tolist() != plain.items.tolist()
 
 
 @pytest.mark.parametrize("keep_seen", [False, True])
