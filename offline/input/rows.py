@@ -122,10 +122,7 @@ def _value(table: Table, column: str, kind: Kind) -> pl.Expr:
         number = table.number_or_inf(column)
         return pl.when(number != 0).then(number).otherwise(1.0)
     if kind == "score":
-        # float32 by its shortest decimal form: 0.1 stays 0.1, not 0.10000000149.
-        is_short = table.schema[column] == pl.Float32
-        number = pl.col(column).cast(pl.String).cast(pl.Float64) if is_short else table.number(column)
-        return number.fill_nan(None).fill_null(inf)
+        return table.number(column).fill_null(inf)
     if kind == "texts":
         return table.texts(column)
     return table.number_or_inf(column) if kind == "number" else table.text(column)

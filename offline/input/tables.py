@@ -96,10 +96,11 @@ class Table:
     def number(self, name: str) -> pl.Expr:
         """Return the column as a float, null for a missing number and any other text; raises DataError as `text`."""
         dtype = self._dtype_of(name, "number")
-        column = pl.col(name)
-        if dtype.is_numeric() or dtype == pl.Boolean:
-            return column.cast(pl.Float64).fill_nan(None)
-        return column.cast(pl.String, strict=False).str.strip_chars().cast(pl.Float64, strict=False)
+        number = pl.col(name)
+        # A float32 by its shortest decimal form: 0.1 stays 0.1, not 0.10000000149.
+        if dtype == pl.Float32 or not (dtype.is_numeric() or dtype == pl.Boolean):
+            number = number.cast(pl.String, strict=False).str.strip_chars()
+        return number.cast(pl.Float64, strict=False).fill_nan(None)
 
     def is_absent(self, name: str) -> pl.Expr:
         """Return whether the value is null, NaN or blank; never null."""
@@ -110,7 +111,7 @@ class Table:
 
     def number_or_inf(self, name: str) -> pl.Expr:
         """Return the column as a float, null for a missing value, inf for any other text than a number."""
-        number = self.number(name).fill_null(inf).fill_nan(inf)
+        number = self.number(name).fill_null(inf)
         return pl.when(~self.is_absent(name)).then(number)
 
     def time(self, name: str) -> pl.Expr:

@@ -90,7 +90,6 @@ LITERALS = pl.DataFrame(
         ("float32>=0.7", [1]),
         ("decimal=9007199254740993", [0]),
         ("decimal<9007199254740993", [1, 2]),
-        ("decimal=85123A", []),
         ("amount=90071992547409.93", [0]),
         ("amount<90071992547409.93", [1, 2]),
         ("amount<=0.1", [2]),
@@ -139,7 +138,7 @@ SPELLINGS = pl.DataFrame(
         (f"id={10**40}", [5]),
         ("id=0", [8]),
         ("id=0e46", [7]),
-        ("id=1e-999999999", []),
+        ("id=1e-999999999", [8]),
         ("day=2026-01-01", [0, 1, 2, 3]),
         ("day=5.0", [7]),
         ("small=0.00001", [0]),
@@ -171,7 +170,9 @@ def test_a_filter_reads_dates_of_any_age_whatever_the_format_of_times(layout: st
     assert kept("day>=2026-01-01", frame=frame, form=Format(time_format="%d/%m/%Y")) == [0]
 
 
-@pytest.mark.parametrize("text", ["float32!=NaN", "decimal=1_000", "float32=-inf", "moment>5", "moment=soon"])
+@pytest.mark.parametrize(
+    "text", ["float32!=NaN", "decimal=1_000", "decimal=85123A", "float32=-inf", "moment>5", "moment=soon"]
+)
 def test_a_filter_with_a_value_of_another_type_names_the_column(text: str) -> None:
     with pytest.raises(SettingError, match=r"The filter .* but the column '\w+' of a\.csv is of type "):
         kept(text, frame=LITERALS)
