@@ -34,7 +34,9 @@ _ISO_FORMATS = (
 # Other times are numbers in another format.
 START_OF_1970, EARLIEST, _LATEST = (datetime(year, 1, 1) for year in (1970, 1971, 2100))  # noqa: DTZ001 -- naive UTC
 # How the values of a column become ids, numbers or times, and which of them are refused: see `rows`.
-Kind = Literal["id", "group", "text", "texts", "counted", "number", "amount", "score", "time"]
+Kind = Literal["id", "group", "text", "texts", "counted", "number", "amount", "score", "boost", "stock", "time"]
+# Larger boosts could overflow float32 scores.
+MAX_BOOST = 1_000_000
 
 
 class Role(NamedTuple):
@@ -65,8 +67,8 @@ ROLES = {
         "texts",
         "category categoryid categoryname categorynameid genre genreid department departmentid group groupid",
     ),
-    "boost": Role("text", "boost factor multiplier"),
-    "stock": Role("text", "stock instock quantity qty available availability inventory"),
+    "boost": Role("boost", "boost factor multiplier"),
+    "stock": Role("stock", "stock instock quantity qty available availability inventory"),
     "count": Role("counted"),
     "weight": Role("number", "weight count plays playcount strength"),
     "rating": Role("number"),

@@ -30,7 +30,7 @@ from hotplate.offline.input.notes import (
     read_facts,
 )
 from hotplate.offline.input.recorded_events import read_events
-from hotplate.offline.input.rows import Check, Rows, RowSchema, most_frequent, most_frequent_titles, texts_by_role
+from hotplate.offline.input.rows import Check, Rows, RowSchema, most_frequent, most_frequent_titles, values_by_role
 from hotplate.offline.input.tables import Table, open_tables
 from hotplate.offline.options import Columns, Format
 
@@ -145,7 +145,7 @@ def read_interactions(
         if titles is not None:
             columns_of_titles = {"item": chosen.item, "title": named.title}
             title_source = named_paths(title_paths)
-            title_rows = texts_by_role(title_files, title_source, ["item", "title"], columns_of_titles).lazy()
+            title_rows = values_by_role(title_files, title_source, ["item", "title"], columns_of_titles).lazy()
 
         notes = [
             *inputs.notes,

@@ -19,6 +19,7 @@ from hotplate.offline.errors import DataError
 from hotplate.offline.input.columns import (
     DECIMAL_COMMA,
     EARLIEST,
+    MAX_BOOST,
     START_OF_1970,
     Kind,
     choose_columns,
@@ -41,6 +42,12 @@ _ROUNDED_PATTERN = r"^-?(\d(\.\d+)?[eE]\+\d{2,}|(9\d{15}|\d{17,})\.0)$"
 _ROUNDED_FLOAT_PATTERN = r"\.0$|e\+|inf"
 _UNREAD = datetime.min  # noqa: DTZ901 -- naive UTC
 _USUAL_TIMES = "ISO 8601 or seconds since 1970; give --time-format, as %d/%m/%Y, or --time-column none"
+
+
+_STOCK_WORDS = {
+    **dict.fromkeys(("true", "yes", "in stock", "instock"), 1.0),
+    **dict.fromkeys(("false", "no", "out of stock", "outofstock"), 0.0),
+}
 
 
 class Fault(NamedTuple):
@@ -86,6 +93,10 @@ def _is_in_future(time: pl.Expr, _: pl.DataType) -> pl.Expr:
     return time > datetime.now(UTC).replace(tzinfo=None) + timedelta(days=1)
 
 
+def _is_out_of_bounds(boost: pl.Expr, _: pl.DataType) -> pl.Expr:
+    return ~boost.is_between(0, MAX_BOOST, closed="right")
+
+
 def _is_long(value: pl.Expr, _: pl.DataType) -> pl.Expr:
     return value.str.len_bytes() > MAX_ID_BYTES
 
@@ -93,6 +104,8 @@ def _is_long(value: pl.Expr, _: pl.DataType) -> pl.Expr:
 _ROUNDED = Fault("is a rounded number", ", so different ids may have become one; write ids as whole numbers or texts")
 _NO_NUMBER = Fault("is not a finite number", " (write a decimal point)", DECIMAL_COMMA)
 _NO_TIME = Fault("is not a time as {layout}")
+_NO_STOCK = Fault("is neither a number nor true or false")
+_NO_BOOST = Fault(f"is not a number above zero and at most {MAX_BOOST:,}")
 _NUMBERS: Sequence[Kind] = ("number", "amount", "score")
 # Why rows are left out, by the kind of a role, the first reason first. A rounded id, such as `1.23457E+15`, may stand
 # for several users or items.
@@ -103,6 +116,8 @@ _CHECKS = (
     _KindCheck(("counted",), "no {column}", _is_missing),
     _KindCheck(("number",), "no {role}", _is_missing),
     _KindCheck(_NUMBERS, "{role} that is not a number", lambda value, _: value.is_infinite(), _NO_NUMBER),
+    _KindCheck(("stock",), "{role} that cannot be read", lambda value, _: value.is_infinite(), _NO_STOCK),
+    _KindCheck(("boost",), "{role} out of bounds", _is_out_of_bounds, _NO_BOOST),
     _KindCheck(("time",), "{role} that cannot be read", lambda value, _: value < EARLIEST, _NO_TIME),
     _KindCheck(("time",), "in the future", _is_in_future, Fault("lies in the future")),
 )
@@ -111,8 +126,8 @@ _CHECKS = (
 def _value(table: Table, column: str, kind: Kind) -> pl.Expr:
     """Return how a column is read: texts, also of arrays; floats, infinite for other texts than numbers; and times.
 
-    A missing amount is 1, and a missing score is infinite. Times that cannot be read become the year 1. Exports write
-    a missing time as the start of 1970, so it is null.
+    A missing amount is 1, and a missing score, boost or stock is infinite. Times that cannot be read become the year 1.
+    Exports write a missing time as the start of 1970, so it is null.
     """
     if kind == "time":
         time = table.time(column)
@@ -121,8 +136,12 @@ def _value(table: Table, column: str, kind: Kind) -> pl.Expr:
     if kind == "amount":
         number = table.number_or_inf(column)
         return pl.when(number != 0).then(number).otherwise(1.0)
-    if kind == "score":
+    if kind in ("score", "boost"):
         return table.number(column).fill_null(inf)
+    if kind == "stock":
+        word = table.text(column).str.strip_chars().str.to_lowercase()
+        amount = word.replace_strict(_STOCK_WORDS, default=None, return_dtype=pl.Float64)
+        return pl.coalesce(amount, table.number(column), inf)
     if kind == "texts":
         return table.texts(column)
     return table.number_or_inf(column) if kind == "number" else table.text(column)
@@ -353,12 +372,12 @@ def read_roles(
     return Rows([RowSchema.of(table, columns) for table in tables], source, may_be_empty=may_be_empty)
 
 
-def read_text(
+def read_roles_of(
     path: DataSource, roles: Sequence[str], named: Mapping[str, str | None] | None = None, *, may_be_empty: bool = False
 ) -> pl.DataFrame:
-    """Return columns of a small file or folder of items as `texts_by_role`."""
+    """Return columns of a small file or folder of items as `values_by_role`."""
     with input_files([path]) as files:
-        return texts_by_role(files, named_paths([path]), roles, named or {}, may_be_empty=may_be_empty)
+        return values_by_role(files, named_paths([path]), roles, named or {}, may_be_empty=may_be_empty)
 
 
 def with_found_header(form: Format, files: Sequence[DataFile], named: Mapping[str, str | None]) -> Format:
@@ -374,7 +393,7 @@ def with_found_header(form: Format, files: Sequence[DataFile], named: Mapping[st
     return replace(form, header=all(column in first_line for column in columns))
 
 
-def texts_by_role(
+def values_by_role(
     files: Sequence[DataFile],
     source: str,
     roles: Sequence[str],
@@ -383,7 +402,7 @@ def texts_by_role(
     *,
     may_be_empty: bool = False,
 ) -> pl.DataFrame:
-    """Read columns of *files* as texts, under the names of their roles, such as `item`, the first one, and `title`.
+    """Read columns of *files* under the names of their roles, such as `item`, the first one, and `title`.
 
     *roles* are required: their columns are those of *named*, by role, and else those with usual names. *source* names
     the files in messages. Rows without an item are left out. Raises DataError for a missing role, a bad row, and no

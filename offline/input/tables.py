@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -330,8 +331,9 @@ def _csv_separator(first: str, delimiter: str | None) -> str:
 def _scan_json(file: DataFile) -> pl.LazyFrame:
     """Scan a file with a JSON object per line, with all values as texts, but Booleans; malformed lines are in EXTRA.
 
-    polars refuses the whole file for a malformed line, reads half a surrogate pair as NUL, so that different ids would
-    become one, and does not tell rounded numbers from others. Such files are rewritten first, which takes longer.
+    polars refuses the whole file for a malformed line, or for arrays among numbers, reads half a surrogate pair as NUL,
+    so that different ids would become one, and does not tell rounded numbers from others. Such files are rewritten
+    first, which takes longer.
     """
     lines = pl.scan_lines(file.path, glob=False)
     line = pl.col("line")
@@ -340,37 +342,52 @@ def _scan_json(file: DataFile) -> pl.LazyFrame:
     # The first filter is fast, and leaves few lines for the second.
     doubtful = lines.filter(is_large | line.str.contains(_HALF_PAIR)).filter(is_large | has_half_pair)
     if doubtful.head(1).collect(engine="streaming").is_empty():
+        path = escape(str(file.path))  # polars takes names with [, * and ? for patterns
         try:
-            return _scan_objects(escape(str(file.path)))  # polars takes names with [, * and ? for patterns
+            # All lines tell the schema, as keys may appear late.
+            dtypes = dict[str, pl.DataType](pl.scan_ndjson(path, infer_schema_length=None).collect_schema())
         except pl.exceptions.PolarsError:
-            pass  # a malformed line
-
-    return _scan_objects(BytesIO(b"\n".join(map(_exact_json_line, lines.collect().to_series()))))
-
-
-def _scan_objects(source: str | BytesIO) -> pl.LazyFrame:
-    """Scan JSON lines; all of them tell the schema, as keys may appear late."""
-    dtypes = dict[str, pl.DataType](pl.scan_ndjson(source, infer_schema_length=None).collect_schema())
-    for name, dtype in dtypes.items():
-        if not dtype.is_nested() and dtype != pl.Boolean:
-            dtypes[name] = pl.String()
-    return pl.scan_ndjson(source, schema=dtypes, row_index_name=ROW)
+            pass  # a malformed line, or arrays among other values
+        else:
+            is_text = {name: not dtype.is_nested() and dtype != pl.Boolean for name, dtype in dtypes.items()}
+            schema = {name: pl.String() if is_text[name] else dtype for name, dtype in dtypes.items()}
+            return pl.scan_ndjson(path, schema=schema, row_index_name=ROW)
+    return _scan_exact_lines(lines.collect().to_series())
 
 
-def _exact_json_line(line: str) -> bytes:
-    """Return a *line* of JSON, with numbers as texts if some may be rounded, or a malformed line as EXTRA."""
-    line = line.removeprefix("\ufeff").strip()
-    if not line:
-        return b""
-    try:
-        is_object = isinstance(orjson.loads(line), dict)
-    except orjson.JSONDecodeError:
-        is_object = False
-    if not is_object:
-        return json.dumps({EXTRA: line}).encode()
-    if not re.search(_LARGE_FLOAT, line):
-        return line.encode()
-    return json.dumps(json.loads(line, parse_int=str, parse_float=_text_of_json_float)).encode()
+def _scan_exact_lines(lines: pl.Series) -> pl.LazyFrame:
+    """Scan lines of JSON as `_scan_json`; arrays among other values, and those that are nested, are texts."""
+    dtypes = defaultdict[str, set[pl.DataType]](set)
+    exact_lines = list[bytes]()
+    for line in lines:
+        text = line.removeprefix("\ufeff").strip()
+        if not text:
+            continue
+        try:
+            row = orjson.loads(text)
+        except orjson.JSONDecodeError:
+            row = None
+        if not isinstance(row, dict):
+            row = {EXTRA: text}
+            text = json.dumps(row)
+        elif re.search(_LARGE_FLOAT, text):
+            text = json.dumps(json.loads(text, parse_int=str, parse_float=_text_of_json_float))
+        exact_lines.append(text.encode())
+        for name, value in row.items():
+            dtypes[name].update(_json_types(value))
+
+    schema = {name: types.pop() if len(types) == 1 else pl.String() for name, types in dtypes.items()}
+    return pl.scan_ndjson(BytesIO(b"\n".join(exact_lines)), schema=schema, row_index_name=ROW)
+
+
+def _json_types(value: object) -> Sequence[pl.DataType]:
+    """Return the type of the column of a *value* of JSON; none of null."""
+    if value is None:
+        return []
+    if isinstance(value, bool):
+        return [pl.Boolean()]
+    is_array = isinstance(value, list) and not any(isinstance(element, list | dict) for element in value)
+    return [pl.List(pl.String()) if is_array else pl.String()]
 
 
 def _text_of_json_float(text: str) -> str:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from hotplate.offline.errors import DataError, SettingError
 from hotplate.offline.input.columns import NULL_VALUES
 from hotplate.offline.input.interactions import read_interactions
-from hotplate.offline.input.rows import read_text
+from hotplate.offline.input.rows import read_roles_of
 from hotplate.offline.options import Columns, Format
 from tests.support.interactions import pairs_of, write
 from tests.support.property import explored
@@ -483,7 +483,7 @@ def test_float_ids_are_read_as_far_as_their_type_holds_every_integer(
     with pytest.raises(DataError, match=rf"row 1, column 'item': {limit}\.0 is a rounded number"):
         read_interactions(path)
     with pytest.raises(DataError, match=rf"row 1, column 'item': {limit}\.0 is a rounded number"):
-        read_text(path, ["item"])
+        read_roles_of(path, ["item"])
     pl.DataFrame({"user": ["u", "v"], "item": pl.Series([math.inf, 1], dtype=dtype)}).write_parquet(path)
     with pytest.raises(DataError, match="row 1, column 'item': inf is a rounded number"):
         read_interactions(path)
@@ -537,3 +537,8 @@ def test_filters_keep_the_same_rows_of_every_format(fmt: str, tmp_path: Path) ->
         for text, users in KEPT.items():
             log = read_interactions(path, where=[text]).log
             assert sorted(log.get_column("user").cast(pl.String)) == [*users], text
+
+
+def test_arrays_among_other_values_in_json_do_not_keep_a_file_from_being_read(tmp_path: Path) -> None:
+    rows = '{"user": 1, "item": "a", "category": ["x", "y"]}\n{"user": 2, "item": "b", "category": 5}\n'
+    assert pairs_of(read_interactions(write(tmp_path / "a.jsonl", rows))) == [("1", "a", 1.0), ("2", "b", 1.0)]

@@ -13,7 +13,7 @@ from hotplate.offline.errors import DataError, SettingError
 from hotplate.offline.input.columns import parse_event_weights, parse_half_life
 from hotplate.offline.input.files import DataFile
 from hotplate.offline.input.filters import parse_filter
-from hotplate.offline.input.rows import read_text
+from hotplate.offline.input.rows import read_roles_of
 from hotplate.offline.input.tables import Table
 from hotplate.offline.options import Format
 from tests.support.property import explored
@@ -227,5 +227,5 @@ def test_a_half_life_is_a_number_of_hours_days_or_weeks() -> None:
 def test_columns_called_file_and_reason_are_read_like_others(tmp_path: Path) -> None:
     path = tmp_path / "items.csv"
     path.write_text("item,file,reason\na,f,r\n,f,r\n")
-    rows = read_text(path, ["item"], {"file": "file", "reason": "reason"})
+    rows = read_roles_of(path, ["item"], {"file": "file", "reason": "reason"})
     assert rows.rows() == [("a", "f", "r")]
