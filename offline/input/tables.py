@@ -17,7 +17,7 @@ import polars.selectors as cs
 
 from hotplate.offline.errors import DataError, SettingError
 from hotplate.offline.input.columns import EPOCH, NULL_VALUES, NUMBERED, UsualTimes, is_date, read_time
-from hotplate.offline.input.faults import SEPARATOR_LINE, check_text, data_errors
+from hotplate.offline.input.faults import SEPARATOR_LINE, check_head, data_errors
 from hotplate.offline.input.files import DataFile
 from hotplate.offline.options import Format
 from hotplate.stores.attributes import IN_ARRAY
@@ -172,9 +172,7 @@ def _open_table(file: DataFile, form: Format) -> Table:
 
     Raises DataError for a file of another kind, and one that cannot be read.
     """
-    if file.kind != "parquet":
-        check_text(file)
-
+    check_head(file)
     with data_errors(file, [file]):
         table = _scan_file(file, form)
         # Names of folders such as date=2026-01-01 are columns, too.

@@ -43,7 +43,7 @@ FILES: list[tuple[str, str | bytes, str]] = [
     ("a.jsonl", "\n\n", "a.jsonl is empty."),
     ("a.csv.zst", zstandard.compress(GOOD.encode())[:-9], "a.csv.zst is empty or cut; copy it again."),
     ("a.csv", "user,item\n", "a.csv has no rows, or a header alone."),
-    ("c.parquet", parquet(pl.read_csv(GOOD.encode()))[:-100], "c.parquet is cut, as it has no end; copy it again"),
+    ("c.parquet", parquet(pl.read_csv(GOOD.encode()))[:-100], "c.parquet is cut or damaged; copy it again"),
     ("c.parquet", "user,item\na,b\n", "c.parquet is not Parquet, but begins with b'user'"),
     ("a.csv", "user,item,weight\na,b,1\na,c,1,4\nb,c,1\n", "a.csv, row 3: '4' stands after the last field"),
     ("a.csv", 'user,item\na,"b\na,c\n', """a.csv, line 2: 'a,"b' has a quote (") that is not closed; remove it"""),
