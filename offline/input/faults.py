@@ -90,7 +90,7 @@ def data_errors(source: object, files: Sequence[_File] = ()) -> Iterator[None]:
         yield
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, UnicodeError) as error:
         for file in files:
-            fault = _fault_of_contents(file)
+            fault = _fault_of_contents(file, error)
             if fault is not None:
                 raise DataError(f"{file}{fault}.") from error
         raise DataError(f"{source} cannot be read or written: {_first_line(error)}.") from error
@@ -128,24 +128,25 @@ def _with_name(fault: str, path: Path) -> str:
     return fault.replace("{name}", decompressed(path.name)) + advice
 
 
-def _fault_of_contents(file: _File) -> str | None:
+def _fault_of_contents(file: _File, error: Exception) -> str | None:
     """Return what is wrong with a file that could not be parsed, to be put after its name; None if unknown."""
+    is_damaged = _compression(file.path) is not None
     if file.kind == "events":
         return None
-    fault = None
-    is_compressed = _compression(file.path) is not None
-    if file.kind != "parquet":
+    if file.kind == "parquet":
+        is_damaged = str(error).startswith("parquet: ")
+    else:
         try:
             with _opened(file.path) as lines:
                 fault = _fault_of_encoding(lines)
             if fault is None:
                 with _opened(file.path) as lines:
                     fault = _fault_of_quotes(map(bytes.decode, lines))
+            if fault is not None:
+                return _with_name(fault, file.path)
         except _CUT:
-            fault = None
-    if fault is None and (is_compressed or file.kind == "parquet"):
-        return " is cut or damaged; copy it again"
-    return fault and _with_name(fault, file.path)
+            pass
+    return " is cut or damaged; copy it again" if is_damaged else None
 
 
 def _fault_of_encoding(lines: Iterable[bytes]) -> str | None:

@@ -15,7 +15,6 @@ _FILTER_PATTERN = re.compile(r"\s*([^<>=!~]*[^<>=!~\s])\s*(>=|<=|==|!=|!~|=|~|>|
 _ORDERS = {">": pl.Expr.gt, ">=": pl.Expr.ge, "<": pl.Expr.lt, "<=": pl.Expr.le}
 _MONTH_PATTERN = re.compile(r"\d{4}-\d\d")
 _QUOTED_PATTERN = re.compile(r"([\"']).*\1", re.DOTALL)
-_TRUE_AND_FALSE = {"true": True, "1": True, "false": False, "0": False}
 # Ids such as 007, and hashes such as 0e46.
 _LEADING_ZERO_PATTERN = re.compile(r"[+-]?0[^.]")
 # Texts that write a number: 5, +5.00 or 5.0e+00, but not the ids 05 and 5E0.
@@ -65,50 +64,40 @@ class Filter:
         dtype = table.schema[name]
         text = table.text(name).fill_null("")
         value = self.value
-        if dtype == pl.Boolean and value:
-            if value.lower() not in _TRUE_AND_FALSE:
-                raise self._type_error(table, name)
-            return pl.col(name).eq_missing(_TRUE_AND_FALSE[value.lower()])
-
         if value.lower() in ("true", "false"):
-            value = value.lower()
-            text = text.str.to_lowercase()
-        is_equal = text == value
+            return text.str.to_lowercase() == value.lower()
 
-        is_number = number_in(value) is not None
+        is_equal = text == value
         time = _time_in(value)
-        if is_number and not is_date(dtype):
-            is_same = text.str.contains(_NUMBER_PATTERN) & (_exact(pl.col(name)) == _exact(pl.lit(value)))
+        if number_in(value) is not None and not is_date(dtype):
+            number = pl.col(name).cast(pl.Int8) if dtype == pl.Boolean else pl.col(name)
+            is_number = number.cast(pl.String).str.contains(_NUMBER_PATTERN)
+            is_same = is_number & (_exact(number) == _exact(pl.lit(value)))
             return is_equal if _LEADING_ZERO_PATTERN.match(value) else is_equal | is_same.fill_null(value=False)
         if time is not None and not isinstance(dtype, pl.Time):
             return is_equal | self._times(table, name).eq_missing(pl.lit(time, pl.Datetime("us")))
-        if value and (is_date(dtype) or dtype.is_numeric()):
+        if value and (is_date(dtype) or dtype.is_numeric() or dtype == pl.Boolean):
             raise self._type_error(table, name)
         return is_equal
 
     def _is_in_order(self, table: Table, name: str) -> pl.Expr:
         """Return whether the column *name* is less or more than the value; null for what cannot be compared with it."""
-        dtype = table.schema[name]
         compare = _ORDERS[self.operator]
         time = _time_in(self.value)
-        if number_in(self.value) is not None and not is_date(dtype) and dtype != pl.Boolean:
+        if number_in(self.value) is not None and not is_date(table.schema[name]):
             # Floats beyond 2**53 do not hold every id, nor every amount.
             exact = compare(_exact(pl.col(name)), _exact(pl.lit(self.value)))
             return pl.coalesce(exact, compare(table.number(name), float(self.value)))
-        if time is None or dtype == pl.Boolean:
+        if time is None:
             raise self._type_error(table, name)
         return compare(self._times(table, name), pl.lit(time, pl.Datetime("us")))
 
     def _type_error(self, table: Table, name: str) -> SettingError:
         """Return the error for a value that cannot be compared with the column *name*."""
-        dtype = table.schema[name]
-        reason = (
-            f"is of type {dtype}; write a date as 2026-01-31, a number as 1000 or 2.5, or nothing for a missing value."
-        )
-        if dtype == pl.Boolean:
-            reason = "holds true and false; compare it with one of them by = or !=."
         return SettingError(
-            f"The filter {self.text!r} compares with {self.value!r}, but the column {name!r} of {table.file} {reason}"
+            f"The filter {self.text!r} compares with {self.value!r}, but the column {name!r} of {table.file} is of "
+            f"type {table.schema[name]}; write a date as 2026-01-31, a number as 1000 or 2.5, true, false, or nothing "
+            "for a missing value."
         )
 
     def _times(self, table: Table, name: str) -> pl.Expr:

@@ -7,6 +7,7 @@ tables of one input by their schemas. A *bad row* cannot be read; few are tolera
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from math import inf
@@ -24,7 +25,6 @@ from hotplate.offline.input.columns import (
     Kind,
     choose_columns,
     kind_of,
-    usual_column,
 )
 from hotplate.offline.input.faults import data_errors
 from hotplate.offline.input.files import DataFile, DataSource, input_files, named_paths
@@ -131,7 +131,9 @@ def _value(table: Table, column: str, kind: Kind) -> pl.Expr:
     """
     if kind == "time":
         time = table.time(column)
-        is_missing = table.is_absent(column) | (time == START_OF_1970).fill_null(value=False)
+        is_number = table.schema[column].is_numeric()
+        is_missing = (table.number(column) if is_number else table.text(column)).is_null()
+        is_missing |= (time == START_OF_1970).fill_null(value=False)
         return pl.when(~is_missing).then(time.fill_null(_UNREAD))
     if kind == "amount":
         number = table.number_or_inf(column)
@@ -388,9 +390,12 @@ def with_found_header(form: Format, files: Sequence[DataFile], named: Mapping[st
     """
     if form.header or any(name is not None and name.isdecimal() for name in named.values()):
         return form
-    first_line = list(open_tables(files[:1], replace(form, header=True))[0].schema)
-    columns = [name or usual_column(role, first_line) for role, name in named.items()]
-    return replace(form, header=all(column in first_line for column in columns))
+    with_header = replace(form, header=True)
+    first_line = list(open_tables(files[:1], with_header)[0].schema)
+    with suppress(DataError):
+        choose_columns(named, first_line, "", required=list(named))
+        return with_header
+    return form
 
 
 def values_by_role(

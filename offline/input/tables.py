@@ -103,17 +103,12 @@ class Table:
             number = number.cast(pl.String, strict=False).str.strip_chars()
         return number.cast(pl.Float64, strict=False).fill_nan(None)
 
-    def is_absent(self, name: str) -> pl.Expr:
-        """Return whether the value is null, NaN or blank; never null."""
-        dtype = self.schema[name]
-        if dtype.is_float() or dtype == pl.String:
-            return self.text(name).is_null()
-        return pl.col(name).is_null()
-
     def number_or_inf(self, name: str) -> pl.Expr:
         """Return the column as a float, null for a missing value, inf for any other text than a number."""
-        number = self.number(name).fill_null(inf)
-        return pl.when(~self.is_absent(name)).then(number)
+        number = self.number(name)
+        if self.schema[name].is_numeric() or self.schema[name] == pl.Boolean:
+            return number
+        return pl.when(self.text(name).is_not_null()).then(number.fill_null(inf))
 
     def time(self, name: str) -> pl.Expr:
         """Return the column *name* as a time in UTC, without a zone; null if it cannot be read.
