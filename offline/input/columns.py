@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from itertools import combinations, product
 from typing import Literal, NamedTuple
 
 import polars as pl
@@ -116,17 +117,20 @@ def choose_columns(
     Raises DataError if a column that is named, or one of a required role, is missing, and SettingError if one column is
     named for two ids, such as user and item.
     """
-    chosen = _named_columns(named, available, source)
+    given = {role: name for role, name in named.items() if name is not None and (role, name) != ("time", NO_TIMES)}
+    chosen = {role: find_column(name, available, role, source) for role, name in given.items()}
+    for role, other in combinations([role for role in chosen if kind_of(role) == "id"], 2):
+        if chosen[role] == chosen[other]:
+            raise SettingError(f"The column {chosen[role]!r} is named for the {role} and the {other}.")
 
     # Without a header, the columns are called column_1, column_2 and so on.
     if available and available[0].startswith(NUMBERED):
         free = [column for column in available if column not in chosen.values()]
         chosen |= zip([role for role in required if role not in chosen], free, strict=False)
 
-    for role in (*required, *optional):
+    wanted = [role for role in (*required, *optional) if role not in chosen and named.get(role) != NO_TIMES]
+    for role in wanted:
         column = usual_column(role, [column for column in available if column not in chosen.values()])
-        if role in chosen or named.get(role) == NO_TIMES:
-            continue
         if column is not None:
             chosen[role] = column
         elif role in required:
@@ -142,29 +146,12 @@ def choose_columns(
     return chosen
 
 
-def _named_columns(named: Mapping[str, str | None], available: Sequence[str], source: str) -> dict[str, str]:
-    """Return the columns that the caller names, by role; raises DataError and SettingError as `choose_columns`."""
-    columns = dict[str, str]()
-    role_by_id_column = dict[str, str]()
-    for role, name in named.items():
-        if name is None or (role == "time" and name == NO_TIMES):
-            continue
-        column = find_column(name, available, role, source)
-        columns[role] = column
-        if kind_of(role) == "id" and role_by_id_column.setdefault(column, role) != role:
-            raise SettingError(f"The column {column!r} is named for the {role_by_id_column[column]} and the {role}.")
-    return columns
-
-
 def usual_column(role: str, available: Sequence[str]) -> str | None:
     """Return the column of *available* that has the first usual name for *role*, or None; `User-ID` is a user."""
     column_by_name = {"".join(filter(str.isalnum, column.casefold())): column for column in reversed(available)}
     endings = ("", "id") if kind_of(role) == "id" else ("",)
-    for name in ROLES[role].names.split():
-        for ending in endings:
-            if name + ending in column_by_name:
-                return column_by_name[name + ending]
-    return None
+    usual = (name + ending for name, ending in product(ROLES[role].names.split(), endings))
+    return next((column_by_name[name] for name in usual if name in column_by_name), None)
 
 
 class UsualTimes:

@@ -320,21 +320,19 @@ class Rows:
         objects.
         """
         sentences = list[str]()
-        is_advised = False
         left_out = self._all.filter(self._has(reason)).select(FILE, ROW).sort(FILE, ROW)
-        place_in_file = pl.int_range(pl.len()).over(FILE)
-        shown_rows = left_out.sort(place_in_file, FILE).head(_MOST_ROWS_SHOWN).sort(FILE, ROW).collect()
+        first = left_out.sort(pl.int_range(pl.len()).over(FILE), FILE).head(_MOST_ROWS_SHOWN)
 
         # FILE is the number of the table in `_schemas`, and ROW the index of the row in it.
-        for file, row in shown_rows.iter_rows():
+        advice = ""
+        for file, row in first.sort(FILE, ROW).collect().iter_rows():
             schema = self._schemas[file]
             check = schema.checks[reason]
             text, value = schema.table.describe(row, check.column)
-            sentence = f"{text} {check.fault.text}"
-            if not is_advised and re.match(check.fault.advised, value):
-                sentence += check.fault.advice
-                is_advised = True
-            sentences.append(sentence)
+            sentences.append(f"{text} {check.fault.text}")
+            if not advice and re.match(check.fault.advised, value):
+                advice = check.fault.advice
+                sentences[-1] += advice
         return sentences
 
     def _has(self, reason: str) -> pl.Expr:
