@@ -162,11 +162,10 @@ def _check_names(columns: Sequence[str], kinds: Mapping[str, str], shown: Collec
         raise DataError(f"{source} has a column {wrong!r}; rename it, as filters can name letters, digits, . - _")
     if not columns:
         raise DataError(f"{source} has a column of items alone; add columns of attributes to filter by")
-    named = {name: f"The attribute {name}={kind}" for name, kind in kinds.items()}
-    for name, written in (named | {name: f"The shown attribute {name}" for name in shown}).items():
+    for name in (*kinds, *shown):
         if name not in columns:
             advice = did_you_mean(name, columns) or f"it has {', '.join(columns)}."
-            raise SettingError(f"{written}: {source} has no such column; {advice}")
+            raise SettingError(f"The attribute {name!r}: {source} has no such column; {advice}")
     if taken := next((name for name in ALL_ITEM_FIELDS if name in shown), None):
         advice = " Titles of answers are those of `train` or `import`, as by --titles FILE." if taken == "title" else ""
         raise SettingError(

@@ -141,7 +141,7 @@ def test_unusable_file_is_one_sentence(name: str, content: str | bytes, sentence
         ("user,item\na,b\n", {"form": Format("é")}, "The delimiter 'é' cannot be used"),
         (GOOD, {"columns": Columns(user="ITEM", item="item")}, "'item' is named for the user and the item."),
         (FEW, {"where": ["weight<5"]}, "Nothing is left of the 3 rows of"),
-        (FEW, {"where": ["weight<5"]}, ": 1 not weight<5 (most often '5'), 1 no user, 1 weight zero or less."),
+        (FEW, {"where": ["weight<5"]}, ": 1 not weight<5 (most often '5'), 1 weight zero or less, 1 no user."),
         ("user,item,when\na,b,soon\nc,d,x\n", {"columns": Columns(time="when")}, "row 2, column 'when': 'soon' is not"),
         ("user,item,date\na,b,2026-01-02\n", {"form": Format(time_format="%Q")}, "is not a time as %Q"),
         (GOOD, {"titles": Path("gone.csv")}, "gone.csv does not exist"),
