@@ -46,6 +46,11 @@ _LEAST_NUMBERS = 0.95
 _FLOAT = r"[eE]|\.0$"
 # Below this share, as for titles such as 1984, a column of texts needs no explanation.
 _FEW_NUMBERS = 0.1
+# Cells of a column of texts, the share of its cells that they exceed, and what is wrong with them.
+_FAULTS_OF_TEXTS = (
+    (DECIMAL_COMMA, 0.9, "have decimal commas; write points to filter by size"),
+    (r'^\["', 0, "are arrays; write all as arrays for a list"),
+)
 _CELLS_SHOWN = 5
 
 
@@ -157,11 +162,10 @@ def _check_names(columns: Sequence[str], kinds: Mapping[str, str], shown: Collec
         raise DataError(f"{source} has a column {wrong!r}; rename it, as filters can name letters, digits, . - _")
     if not columns:
         raise DataError(f"{source} has a column of items alone; add columns of attributes to filter by")
-    named = {name: f"The attribute {name}={kind}" for name, kind in kinds.items()}
-    for name, written in (named | {name: f"The shown attribute {name}" for name in shown}).items():
+    for name in (*kinds, *shown):
         if name not in columns:
             advice = did_you_mean(name, columns) or f"it has {', '.join(columns)}."
-            raise SettingError(f"{written}: {source} has no such column; {advice}")
+            raise SettingError(f"The attribute {name!r}: {source} has no such column; {advice}")
     if taken := next((name for name in ALL_ITEM_FIELDS if name in shown), None):
         advice = " Titles of answers are those of `train` or `import`, as by --titles FILE." if taken == "title" else ""
         raise SettingError(
@@ -196,38 +200,57 @@ def _typed_column(name: str, cells: pl.DataFrame, wanted: str | None, tables: Se
     if wanted is not None and wanted.startswith("list"):
         separator = wanted.removeprefix("list") or SEVERAL
         return _Column("list", [parse_list(cell or "", separator) or None for cell in values])
-    if wanted == "date":
-        return _column_of(name, "date", _dates_in(values), cells, tables)
     if wanted == "text":
         return _Column("text", [parse_text(cell or "") or None for cell in values])
-    return _guessed_column(name, cells, wanted, tables)
 
-
-def _guessed_column(name: str, cells: pl.DataFrame, wanted: str | None, tables: Sequence[Table]) -> _Column:
-    """Return a column of numbers, of dates if nearly all cells are some, or of texts, as `_typed_column`."""
-    values = cells.get_column("cell")
-    digits = values.str.strip_chars()
-    numbers = digits.cast(pl.Float64, strict=False)
-    numbers = numbers.set(~numbers.is_finite(), None)
-    present = values.count()
-    share = numbers.count() / present if present else 1.0
-
-    is_rounded = (numbers.abs() >= EXACT_FLOATS) & ~digits.str.contains(_FLOAT)
-    numbers = numbers.set(is_rounded, None)
-    if wanted is None and share < _LEAST_NUMBERS:
+    numbers = _numbers_in(values)
+    least = _LEAST_NUMBERS * values.count()
+    kind: Kind = "number"
+    if wanted == "date" or (wanted is None and numbers.count() < least):
         dates = _dates_in(values)
-        if dates.count() >= _LEAST_NUMBERS * present:
-            return _column_of(name, "date", dates, cells, tables)
-        if dates.count() > numbers.count():
-            note = _note_on_texts(name, "date", cells, dates, tables)
-        else:
-            note = _note_on_texts(name, "number", cells, numbers, tables)
-        return _Column("text", values.to_list(), note)
-    codes = cells.filter(is_rounded | digits.str.contains(CODE))
-    if wanted is None and not codes.is_empty():
-        shown = _cells_in_words(name, codes.head(1), tables)
-        return _Column("text", values.to_list(), f"{name} (text): numbers would not keep all digits of {shown}")
-    return _column_of(name, "number", numbers, cells, tables)
+        if wanted == "date" or dates.count() > numbers.count():
+            kind = "date"
+            numbers = dates
+
+    others = cells.filter(values.is_not_null() & numbers.is_null())
+    if wanted is None:
+        note = _note_on_codes(name, cells, tables) if kind == "number" else ""
+        if numbers.count() < least:
+            note = _note_on_texts(name, kind, cells, others, tables)
+        if note or numbers.count() < least:
+            return _Column("text", values.to_list(), note)
+    return _column_of(name, kind, numbers, cells, tables)
+
+
+def _column_of(name: str, kind: Kind, numbers: pl.Series, cells: pl.DataFrame, tables: Sequence[Table]) -> _Column:
+    """Return a column of *numbers* or dates, with a note on cells that are none; SettingError if no cell is one.
+
+    *cells* and *tables* are those of `_typed_column`; *numbers* has null for cells that are missing or of another kind.
+    """
+    values = cells.get_column("cell")
+    if kind == "number":
+        numbers = numbers.set(_are_rounded(values), None)
+    others = cells.filter(values.is_not_null() & numbers.is_null())
+    if others.is_empty():
+        return _Column(kind, numbers.to_list())
+    shown = _cells_in_words(name, others, tables)
+    if not numbers.count():
+        raise SettingError(
+            f"The attribute {name}={kind}: no cell is a {kind} ({shown}); leave it out, or mend the file."
+        )
+    are_missing = f"cell is no {kind} and is" if others.height == 1 else f"cells are no {kind}s and are"
+    return _Column(kind, numbers.to_list(), f"{name} ({kind}): {others.height:,} {are_missing} missing: {shown}")
+
+
+def _numbers_in(values: pl.Series) -> pl.Series:
+    """Return the finite numbers that texts write, null for others."""
+    numbers = values.str.strip_chars().cast(pl.Float64, strict=False)
+    return numbers.set(~numbers.is_finite(), None)
+
+
+def _are_rounded(values: pl.Series) -> pl.Series:
+    """Return which whole numbers a float does not hold."""
+    return (_numbers_in(values).abs() >= EXACT_FLOATS) & ~values.str.strip_chars().str.contains(_FLOAT)
 
 
 def _dates_in(values: pl.Series) -> pl.Series:
@@ -236,43 +259,28 @@ def _dates_in(values: pl.Series) -> pl.Series:
     return pl.Series(seconds, dtype=pl.Float64).fill_nan(None)
 
 
-def _column_of(name: str, kind: Kind, numbers: pl.Series, cells: pl.DataFrame, tables: Sequence[Table]) -> _Column:
-    """Return a column of *numbers* or dates, with a note on cells that are none; SettingError if no cell is one.
-
-    *cells* and *tables* are those of `_typed_column`; *numbers* has null for cells that are missing or of another kind.
-    """
-    others = cells.filter(pl.col("cell").is_not_null() & numbers.is_null())
-    if not others.is_empty() and not numbers.count():
-        cell = _cells_in_words(name, others.head(1), tables)
-        raise SettingError(
-            f"The attribute {name}={kind}: no cell is a {kind} ({cell}); leave it out, or mend the file."
-        )
-
-    note = ""
-    if not others.is_empty():
-        are_missing = f"cell is no {kind} and is" if others.height == 1 else f"cells are no {kind}s and are"
-        note = f"{name} ({kind}): {others.height:,} {are_missing} missing: {_cells_in_words(name, others, tables)}"
-    return _Column(kind, numbers.to_list(), note)
+def _note_on_codes(name: str, cells: pl.DataFrame, tables: Sequence[Table]) -> str:
+    """Return a note on why a column of numbers is read as texts; empty if numbers keep all digits."""
+    values = cells.get_column("cell")
+    codes = cells.filter(_are_rounded(values) | values.str.strip_chars().str.contains(CODE))
+    if codes.is_empty():
+        return ""
+    return f"{name} (text): numbers would not keep all digits of {_cells_in_words(name, codes.head(1), tables)}"
 
 
-def _note_on_texts(name: str, kind: Kind, cells: pl.DataFrame, numbers: pl.Series, tables: Sequence[Table]) -> str:
+def _note_on_texts(name: str, kind: Kind, cells: pl.DataFrame, others: pl.DataFrame, tables: Sequence[Table]) -> str:
     """Return a note on why a column with some numbers or dates is read as texts; empty if few cells are of this kind.
 
-    *numbers* are those of the cells, or the times of dates, null for others; the rest as for `_typed_column`.
+    *others* are the cells of another kind; the rest as for `_typed_column`.
     """
-    values = cells.get_column("cell")
-    others = cells.filter(values.is_not_null() & numbers.is_null())
-    commas = values.str.strip_chars().str.contains(DECIMAL_COMMA).sum()
-    if commas >= _LEAST_NUMBERS * max(1, values.count()):
-        shown = _cells_in_words(name, others.head(1), tables)
-        return f"{name} (text): its numbers have decimal commas ({shown}); write points to filter by size"
+    present = cells.get_column("cell").count()
+    for pattern, least_share, fault in _FAULTS_OF_TEXTS:
+        doubtful = cells.filter(pl.col("cell").str.strip_chars().str.contains(pattern))
+        if doubtful.height > least_share * present:
+            first = _cells_in_words(name, doubtful.head(1), tables)
+            return f"{name} (text): {doubtful.height:,} of its cells {fault}: {first}"
 
-    arrays = others.filter(pl.col("cell").str.starts_with('["'))
-    if not arrays.is_empty():
-        shown = _cells_in_words(name, arrays.head(1), tables)
-        return f"{name} (text): {arrays.height:,} of its cells are arrays; write all as arrays for a list: {shown}"
-
-    share = numbers.count() / max(1, values.count())
+    share = 1 - others.height / present
     if share < _FEW_NUMBERS:
         return ""
     return (

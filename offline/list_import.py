@@ -27,7 +27,7 @@ from hotplate.offline.input.rows import (
     Rows,
     most_frequent_titles,
     read_roles,
-    texts_by_role,
+    values_by_role,
 )
 from hotplate.offline.input.tables import ROW, open_tables
 from hotplate.offline.list_encoder import POPULAR_LENGTH, ROW_BYTES, ListEncoder, RankedLists, check_length
@@ -307,7 +307,7 @@ def _titles(sources: _Sources, settings: ImportSettings) -> dict[str, str]:
     source = named_paths(settings.paths["titles"])
     named = {role: settings.columns.get(role) for role in ("item", "title")}
 
-    titled = texts_by_role(sources.title_files, source, list(named), named, settings.form)
+    titled = values_by_role(sources.title_files, source, list(named), named, settings.form)
     return most_frequent_titles(titled.lazy())
 
 

@@ -5,11 +5,9 @@ from dataclasses import dataclass, field
 
 from hotplate.offline.errors import SettingError, require_at_least, require_between
 from hotplate.offline.exploration import Explore
+from hotplate.offline.input.columns import MAX_BOOST
 from hotplate.offline.input.showings import Showings
 from hotplate.offline.variety import MAX_DIVERSITY
-
-# Larger boosts could overflow float32 scores.
-MAX_BOOST = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)

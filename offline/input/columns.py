@@ -1,9 +1,9 @@
 """Column names by role, and formats of numbers, times, half-lives (`30d`) and event weights (`view=1,buy=5`)."""
 
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from itertools import combinations, product
 from typing import Literal, NamedTuple
 
 import polars as pl
@@ -17,16 +17,13 @@ DECIMAL_COMMA = r"^[+-]?(\d+|\d{1,3}(\.\d{3})+),\d+$"
 NO_TIMES = "none"  # as the time column
 # Or milli-, micro- or nanoseconds, recognized by their size.
 EPOCH = "seconds since 1970"
-# Read by Python, as these forms are rare: an hour alone, weeks, days of the year, and 24:00.
+# Read by Python, as these forms are rare, such as an hour alone, and weeks.
 _OTHER_ISO = "ISO-8601"
-_DAY_OF_YEAR = re.compile(r"^\d{4}-\d{3}(?!\d)")
-_END_OF_DAY = re.compile(r"(?<=[T ])24(?=(:?00){0,2}(\.0+)?([Z+-]|$))")
 # BigQuery and PostgreSQL write " UTC".
 _ZONES = ("Z", "%#z", "", " UTC")
 _ISO_FORMATS = (
     *(f"%Y-%m-%d{joined}{clock}{zone}" for clock in ("%H:%M:%S%.f", "%H:%M") for zone in _ZONES for joined in "T "),
     "%Y-%m-%d",
-    *(f"%Y%m%dT{clock}{zone}" for clock in ("%H%M%S%.f", "%H%M") for zone in _ZONES),
     "%Y%m%d%H%M%S",
     "%Y%m%d",
     _OTHER_ISO,
@@ -34,7 +31,9 @@ _ISO_FORMATS = (
 # Other times are numbers in another format.
 START_OF_1970, EARLIEST, _LATEST = (datetime(year, 1, 1) for year in (1970, 1971, 2100))  # noqa: DTZ001 -- naive UTC
 # How the values of a column become ids, numbers or times, and which of them are refused: see `rows`.
-Kind = Literal["id", "group", "text", "texts", "counted", "number", "amount", "score", "time"]
+Kind = Literal["id", "group", "text", "texts", "counted", "number", "amount", "score", "boost", "stock", "time"]
+# Larger boosts could overflow float32 scores.
+MAX_BOOST = 1_000_000
 
 
 class Role(NamedTuple):
@@ -65,8 +64,8 @@ ROLES = {
         "texts",
         "category categoryid categoryname categorynameid genre genreid department departmentid group groupid",
     ),
-    "boost": Role("text", "boost factor multiplier"),
-    "stock": Role("text", "stock instock quantity qty available availability inventory"),
+    "boost": Role("boost", "boost factor multiplier"),
+    "stock": Role("stock", "stock instock quantity qty available availability inventory"),
     "count": Role("counted"),
     "weight": Role("number", "weight count plays playcount strength"),
     "rating": Role("number"),
@@ -118,17 +117,20 @@ def choose_columns(
     Raises DataError if a column that is named, or one of a required role, is missing, and SettingError if one column is
     named for two ids, such as user and item.
     """
-    chosen = _named_columns(named, available, source)
+    given = {role: name for role, name in named.items() if name is not None and (role, name) != ("time", NO_TIMES)}
+    chosen = {role: find_column(name, available, role, source) for role, name in given.items()}
+    for role, other in combinations([role for role in chosen if kind_of(role) == "id"], 2):
+        if chosen[role] == chosen[other]:
+            raise SettingError(f"The column {chosen[role]!r} is named for the {role} and the {other}.")
 
     # Without a header, the columns are called column_1, column_2 and so on.
     if available and available[0].startswith(NUMBERED):
         free = [column for column in available if column not in chosen.values()]
         chosen |= zip([role for role in required if role not in chosen], free, strict=False)
 
-    for role in (*required, *optional):
+    wanted = [role for role in (*required, *optional) if role not in chosen and named.get(role) != NO_TIMES]
+    for role in wanted:
         column = usual_column(role, [column for column in available if column not in chosen.values()])
-        if role in chosen or named.get(role) == NO_TIMES:
-            continue
         if column is not None:
             chosen[role] = column
         elif role in required:
@@ -144,29 +146,12 @@ def choose_columns(
     return chosen
 
 
-def _named_columns(named: Mapping[str, str | None], available: Sequence[str], source: str) -> dict[str, str]:
-    """Return the columns that the caller names, by role; raises DataError and SettingError as `choose_columns`."""
-    columns = dict[str, str]()
-    role_by_id_column = dict[str, str]()
-    for role, name in named.items():
-        if name is None or (role == "time" and name == NO_TIMES):
-            continue
-        column = find_column(name, available, role, source)
-        columns[role] = column
-        if kind_of(role) == "id" and role_by_id_column.setdefault(column, role) != role:
-            raise SettingError(f"The column {column!r} is named for the {role_by_id_column[column]} and the {role}.")
-    return columns
-
-
 def usual_column(role: str, available: Sequence[str]) -> str | None:
     """Return the column of *available* that has the first usual name for *role*, or None; `User-ID` is a user."""
     column_by_name = {"".join(filter(str.isalnum, column.casefold())): column for column in reversed(available)}
     endings = ("", "id") if kind_of(role) == "id" else ("",)
-    for name in ROLES[role].names.split():
-        for ending in endings:
-            if name + ending in column_by_name:
-                return column_by_name[name + ending]
-    return None
+    usual = (name + ending for name, ending in product(ROLES[role].names.split(), endings))
+    return next((column_by_name[name] for name in usual if name in column_by_name), None)
 
 
 class UsualTimes:
@@ -235,17 +220,10 @@ def read_time(name: str, dtype: pl.DataType, layout: str) -> pl.Expr:
     return time.dt.replace_time_zone(None) if "%z" in layout or "%#z" in layout else time
 
 
-def _date_of_day(day_of_year: re.Match[str]) -> str:
-    """Return 2026-10-21 for 2026-294."""
-    return datetime.strptime(day_of_year[0], "%Y-%j").date().isoformat()  # noqa: DTZ007 -- naive UTC
-
-
 def iso_time(text: str) -> datetime | None:
     """Return a date or time in any form of ISO 8601 as a naive time in UTC, or None."""
     try:
-        text, days = _END_OF_DAY.subn("00", text)
-        text = _DAY_OF_YEAR.sub(_date_of_day, text)
-        time = datetime.fromisoformat(text) + timedelta(days=days)
+        time = datetime.fromisoformat(text)
         return time if time.tzinfo is None else time.astimezone(UTC).replace(tzinfo=None)
     except (ValueError, OverflowError):  # beyond the years 1 to 9999
         return None

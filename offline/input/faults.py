@@ -21,15 +21,14 @@ HEAD_BYTES = 1 << 16
 SEPARATOR_LINE = re.compile(r'"?sep=(.)"?\s*$')
 
 _COMPRESSIONS = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
-_PARQUET = b"PAR1"
 _CUT = (EOFError, zlib.error, zstandard.ZstdError, OSError)
 _UTF_16 = "is UTF-16, not UTF-8; convert it: iconv -f {encoding} -t UTF-8 {{name}} > utf8-{{name}}"
 # What the first bytes of a file that is neither CSV nor JSON lines tell, as the end of a sentence.
-_HEADS = {
+_TEXT_HEADS = {
     rb"(\xef\xbb\xbf)?\s*\Z": "is empty",
     rb"PK\x03\x04": "is an Excel workbook or a ZIP archive; save it as CSV, or unpack it",
     rb"\xd0\xcf\x11\xe0": "is an old Excel workbook; save it as CSV",
-    _PARQUET: "is Parquet; let its name end in .parquet",
+    rb"PAR1": "is Parquet; let its name end in .parquet",
     rb"ORC": "is ORC; write it as Parquet",
     rb"Obj\x01": "is Avro; write it as Parquet",
     rb"ARROW1": "is Arrow; write it as Parquet",
@@ -49,8 +48,10 @@ _HEADS = {
         "ends its lines with CR alone; convert it: tr '\\r' '\\n' < {name} > lf-{name}"
     ),
 }
-# A quoted field does not have more lines.
-_MOST_FIELD_LINES = 1000
+_PARQUET_HEADS = {
+    rb"\Z": "is empty",
+    rb"(?!PAR1)": "is not Parquet, but begins with {head}; rename it by its kind, such as .csv",
+}
 _DELIMITERS = ",;\t|"
 
 
@@ -64,8 +65,8 @@ class _File(Protocol):
     def kind(self) -> str: ...
 
 
-def check_text(file: _File) -> None:
-    """Raise DataError if the beginning of a text file shows that it is of another kind."""
+def check_head(file: _File) -> None:
+    """Raise DataError if the beginning of a file shows that it is of another kind."""
     try:
         with _opened(file.path) as stream:
             head = stream.read(HEAD_BYTES)
@@ -73,9 +74,10 @@ def check_text(file: _File) -> None:
         return  # reported by its reader
     if _compression(file.path) and not head:  # zstandard reads nothing from a file that ends in its first block
         raise DataError(f"{file} is empty or cut; copy it again.")
-    for pattern, fault in _HEADS.items():
+    heads = _PARQUET_HEADS if file.kind == "parquet" else _TEXT_HEADS
+    for pattern, fault in heads.items():
         if re.match(pattern, head):
-            raise DataError(f"{file} {_with_name(fault, file.path)}.")
+            raise DataError(f"{file} {_with_name(fault, file.path).replace('{head}', repr(head[:4]))}.")
 
 
 @contextmanager
@@ -88,7 +90,7 @@ def data_errors(source: object, files: Sequence[_File] = ()) -> Iterator[None]:
         yield
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, UnicodeError) as error:
         for file in files:
-            fault = _fault_of_contents(file)
+            fault = _fault_of_contents(file, error)
             if fault is not None:
                 raise DataError(f"{file}{fault}.") from error
         raise DataError(f"{source} cannot be read or written: {_first_line(error)}.") from error
@@ -126,35 +128,25 @@ def _with_name(fault: str, path: Path) -> str:
     return fault.replace("{name}", decompressed(path.name)) + advice
 
 
-def _fault_of_contents(file: _File) -> str | None:
+def _fault_of_contents(file: _File, error: Exception) -> str | None:
     """Return what is wrong with a file that could not be parsed, to be put after its name; None if unknown."""
-    if file.kind == "parquet":
-        return _fault_of_parquet(file.path)
+    is_damaged = _compression(file.path) is not None
     if file.kind == "events":
         return None
-    try:
-        with _opened(file.path) as lines:
-            fault = _fault_of_encoding(lines)
-        if fault is None:
+    if file.kind == "parquet":
+        is_damaged = str(error).startswith("parquet: ")
+    else:
+        try:
             with _opened(file.path) as lines:
-                fault = _fault_of_quotes(map(bytes.decode, lines))
-    except _CUT:
-        fault = None
-    if fault is None and _compression(file.path):
-        return " is cut or damaged; copy it again"
-    return fault and _with_name(fault, file.path)
-
-
-def _fault_of_parquet(path: Path) -> str | None:
-    with path.open("rb") as stream:
-        magic = stream.read(len(_PARQUET))
-        stream.seek(max(0, path.stat().st_size - len(_PARQUET)))
-        end = stream.read()
-    if not magic:
-        return " is empty"
-    if magic != _PARQUET:
-        return f" is not Parquet, but begins with {magic!r}; rename it by its kind, such as .csv"
-    return None if end == _PARQUET else " is cut, as it has no end; copy it again"
+                fault = _fault_of_encoding(lines)
+            if fault is None:
+                with _opened(file.path) as lines:
+                    fault = _fault_of_quotes(map(bytes.decode, lines))
+            if fault is not None:
+                return _with_name(fault, file.path)
+        except _CUT:
+            pass
+    return " is cut or damaged; copy it again" if is_damaged else None
 
 
 def _fault_of_encoding(lines: Iterable[bytes]) -> str | None:
@@ -175,44 +167,36 @@ def _fault_of_encoding(lines: Iterable[bytes]) -> str | None:
 
 
 def _fault_of_quotes(lines: Iterator[str]) -> str | None:
-    """Find the first line of CSV with a quote that is never closed, and return the rest of a sentence on it, or None.
+    """Find the first record of CSV with a quote that is never closed, and return the rest of a sentence on it, or None.
 
-    A line with an odd number of quotes opens a quoted field, or closes the open one. The opening line is at fault if
-    the lines up to the closing one are not one record, or are too many. JSON has no such faults.
+    Such a record has an odd number of quotes, or goes on over lines until it has too many fields. JSON has no such
+    faults.
     """
     # The first line tells the kind of the file, the delimiter and the number of fields.
     header = next(lines, "")
     if header.lstrip("\ufeff").startswith("{"):
         return None
     delimiter = max(_DELIMITERS, key=header.count)
-    fields = header.count(delimiter) + 1
-
-    # The lines since a quote was opened; empty while none is open.
     record = list[str]()
-    lines_read = 0
-    for line in chain([header], lines):
-        lines_read += 1
-        has_odd_quotes = line.count('"') % 2 == 1
-        if record or has_odd_quotes:
-            record.append(line)
-        is_closed = has_odd_quotes and len(record) > 1
-        if is_closed and _is_record(record, delimiter, fields):
+    reader = csv.reader(_noted(chain([header], lines), record), delimiter=delimiter, strict=True)
+    try:
+        for fields in reader:
+            has_odd_quotes = "".join(record).count('"') % 2 == 1
+            if has_odd_quotes or (len(record) > 1 and len(fields) > header.count(delimiter) + 1):
+                break
             record.clear()
-        elif is_closed or len(record) > _MOST_FIELD_LINES:
-            break
-
+    except csv.Error:  # such as a field that is too large
+        pass
     if not record:
         return None
     return (
-        f', line {lines_read - len(record) + 1}: {record[0].rstrip()!r:.120} has a quote (") that is not closed; '
+        f', line {reader.line_num - len(record) + 1}: {record[0].rstrip()!r:.120} has a quote (") that is not closed; '
         'remove it, or enclose the field in quotes and write those within as ""'
     )
 
 
-def _is_record(lines: Sequence[str], delimiter: str, fields: int) -> bool:
-    """Return whether *lines* of CSV are one record with at most this number of *fields*."""
-    try:
-        records = list(csv.reader(lines, delimiter=delimiter, strict=True))
-    except csv.Error:
-        return False
-    return len(records) == 1 and len(records[0]) <= fields
+def _noted(lines: Iterable[str], record: list[str]) -> Iterator[str]:
+    """Yield *lines*, which are added to *record*."""
+    for line in lines:
+        record.append(line)
+        yield line

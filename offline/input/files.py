@@ -199,7 +199,7 @@ def find_files(path: Path) -> list[DataFile]:
         raise DataError(f"{path} does not exist; give a CSV, TSV, JSON lines or Parquet file, or a folder of them.")
     if not path.is_file() and not path.is_dir():
         raise DataError(f"{path} is a pipe or a device, which can be read only once; write the data to a file first.")
-    files = [*_files_in_folder(path, {})] if path.is_dir() else [DataFile(path)]
+    files = [*_files_in_folder(path)] if path.is_dir() else [DataFile(path)]
     if not files:
         raise DataError(f"The folder {path} holds no files, neither directly nor in folders such as date=2026-01-01.")
 
@@ -212,27 +212,25 @@ def find_files(path: Path) -> list[DataFile]:
     return files
 
 
-def _files_in_folder(folder: Path, keys: Mapping[str, str | None]) -> Iterator[DataFile]:
+def _files_in_folder(folder: Path) -> Iterator[DataFile]:
     """Yield the visible files in *folder* and in its folders named `key=value`, as Hive and Spark write them.
 
-    Such a folder, as `date=2026-01-01`, is a column `date` with the same value in all files below it. *keys* are those
-    of the folders above *folder*.
+    Such a folder, as `date=2026-01-01`, is a column `date` with the same value in all files below it.
     """
-    for path in sorted(folder.iterdir()):
-        if _is_hidden(path.name):
+    for path in sorted(folder.rglob("*")):
+        *folders, name = path.relative_to(folder).parts
+        if not path.is_file() or any(map(_is_hidden, (*folders, name))):
             continue
-
-        key, equals, text = path.name.partition("=")
-        if path.is_file():
-            yield DataFile(path, keys)
-        elif equals:
-            value = None if text == _HIVE_NULL else unquote(text)
-            yield from _files_in_folder(path, {**keys, unquote(key): value})
-        elif any(map(Path.is_file, path.rglob("*"))):
-            raise DataError(
-                f"The files in {path} would be left out, as folders of data are named like date=2026-01-01; move the "
-                "folder, or name it as data of its own."
-            )
+        keys = dict[str, str | None]()
+        for part in folders:
+            key, equals, text = part.partition("=")
+            if not equals:
+                raise DataError(
+                    f"The files in {path.parent} would be left out, as folders of data are named like date=2026-01-01; "
+                    "move the folder, or name it as data of its own."
+                )
+            keys[unquote(key)] = None if text == _HIVE_NULL else unquote(text)
+        yield DataFile(path, keys)
 
 
 def _is_hidden(name: str) -> bool:
@@ -269,25 +267,14 @@ def digest_of_paths(paths: Iterable[Path]) -> str:
     states = list[str]()
     for path in paths:
         url = url_of(path)
-        if url is not None:
-            states += _states_of_remote(url)
-            continue
-
-        if not path.exists():
-            raise DataError(f"{path} does not exist.")
-        files = [file.path for file in _files_in_folder(path, {})] if path.is_dir() else [path]
-        states.append(digest((str(file), file) for file in files))
+        states += [fingerprint(find_files(path))] if url is None else _states_of_remote(url)
     return xxhash.xxh3_128_hexdigest("\n".join(states).encode())
 
 
 def _states_of_remote(url: str) -> list[str]:
-    """Return the name, size, time and tag of the file, or of each visible file in the folder, at *url*."""
+    """Return the name, size, time and tag of the file, or of each file in the folder, at *url*."""
     with _open_remote(url) as remote:
-        names = [remote.path]
-        if scheme_of(url) not in _HTTP_SCHEMES:  # HTTP lists no folders
-            names = [
-                name
-                for name in sorted(remote.file_system.find(remote.path))
-                if not any(map(_is_hidden, name.removeprefix(remote.path).split("/")))
-            ] or names
-        return [f"{name} {remote.file_system.info(name)}" for name in names]
+        # HTTP lists no folders.
+        found = [] if scheme_of(url) in _HTTP_SCHEMES else sorted(remote.file_system.find(remote.path))
+        names = [name for name in found if not any(map(_is_hidden, name.removeprefix(remote.path).split("/")))]
+        return [f"{name} {remote.file_system.info(name)}" for name in names or [remote.path]]

@@ -3,7 +3,6 @@
 import re
 from dataclasses import dataclass, replace
 from datetime import datetime
-from decimal import Decimal
 
 import polars as pl
 
@@ -15,17 +14,12 @@ from hotplate.offline.options import Format
 _FILTER_PATTERN = re.compile(r"\s*([^<>=!~]*[^<>=!~\s])\s*(>=|<=|==|!=|!~|=|~|>|<)(.*)", re.DOTALL)
 _ORDERS = {">": pl.Expr.gt, ">=": pl.Expr.ge, "<": pl.Expr.lt, "<=": pl.Expr.le}
 _MONTH_PATTERN = re.compile(r"\d{4}-\d\d")
-# Numbers that Python does not read, or not as finite ones.
-_NUMERIC_PATTERN = re.compile(r"[+-]?([\d_,.' ]+|0x[\da-f]+|nan|inf(inity)?|[\d.]+e[+-]?\d+)", re.IGNORECASE)
 _QUOTED_PATTERN = re.compile(r"([\"']).*\1", re.DOTALL)
-_TRUE_AND_FALSE = {"true": True, "1": True, "false": False, "0": False}
 # Ids such as 007, and hashes such as 0e46.
 _LEADING_ZERO_PATTERN = re.compile(r"[+-]?0[^.]")
-# Of numbers such as 1e-400, which are compared by `=` as they are written.
-_MOST_SHIFTED_DIGITS = 400
-# Larger numbers are compared as floats.
-_MAX_WHOLE = 2**126
-_MAX_DECIMAL_DIGITS = 38
+# Texts that write a number: 5, +5.00 or 5.0e+00, but not the ids 05 and 5E0.
+_NUMBER_PATTERN = r"^\s*[+-]?(0?|[1-9]\d*)(\.\d*)?([eE][+-]\d+)?\s*$"
+_EXACT = pl.Decimal(38, 18)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,51 +64,40 @@ class Filter:
         dtype = table.schema[name]
         text = table.text(name).fill_null("")
         value = self.value
-        if dtype == pl.Boolean and value:
-            if value.lower() not in _TRUE_AND_FALSE:
-                raise self._type_error(table, name)
-            return pl.col(name).eq_missing(_TRUE_AND_FALSE[value.lower()])
-
         if value.lower() in ("true", "false"):
-            value = value.lower()
-            text = text.str.to_lowercase()
-        is_equal = text == value
+            return text.str.to_lowercase() == value.lower()
 
-        number = _decimal_in(value)
+        is_equal = text == value
         time = _time_in(value)
-        if number is not None and not is_date(dtype):
-            return is_equal | text.str.contains(_spellings(number))
+        if number_in(value) is not None and not is_date(dtype):
+            number = pl.col(name).cast(pl.Int8) if dtype == pl.Boolean else pl.col(name)
+            is_number = number.cast(pl.String).str.contains(_NUMBER_PATTERN)
+            is_same = is_number & (_exact(number) == _exact(pl.lit(value)))
+            return is_equal if _LEADING_ZERO_PATTERN.match(value) else is_equal | is_same.fill_null(value=False)
         if time is not None and not isinstance(dtype, pl.Time):
             return is_equal | self._times(table, name).eq_missing(pl.lit(time, pl.Datetime("us")))
-
-        is_misspelt = number_in(value) is None and _NUMERIC_PATTERN.fullmatch(value) is not None
-        if value and (is_date(dtype) or (dtype.is_numeric() and is_misspelt)):
+        if value and (is_date(dtype) or dtype.is_numeric() or dtype == pl.Boolean):
             raise self._type_error(table, name)
         return is_equal
 
     def _is_in_order(self, table: Table, name: str) -> pl.Expr:
         """Return whether the column *name* is less or more than the value; null for what cannot be compared with it."""
-        dtype = table.schema[name]
-        if dtype == pl.Boolean:
-            raise self._type_error(table, name)
-        if number_in(self.value) is not None and not is_date(dtype):
-            return self._compare_numbers(table, name)
-
+        compare = _ORDERS[self.operator]
         time = _time_in(self.value)
+        if number_in(self.value) is not None and not is_date(table.schema[name]):
+            # Floats beyond 2**53 do not hold every id, nor every amount.
+            exact = compare(_exact(pl.col(name)), _exact(pl.lit(self.value)))
+            return pl.coalesce(exact, compare(table.number(name), float(self.value)))
         if time is None:
             raise self._type_error(table, name)
-        return self._compare(self._times(table, name), pl.lit(time, pl.Datetime("us")))
+        return compare(self._times(table, name), pl.lit(time, pl.Datetime("us")))
 
     def _type_error(self, table: Table, name: str) -> SettingError:
         """Return the error for a value that cannot be compared with the column *name*."""
-        dtype = table.schema[name]
-        reason = (
-            f"is of type {dtype}; write a date as 2026-01-31, a number as 1000 or 2.5, or nothing for a missing value."
-        )
-        if dtype == pl.Boolean:
-            reason = "holds true and false; compare it with one of them by = or !=."
         return SettingError(
-            f"The filter {self.text!r} compares with {self.value!r}, but the column {name!r} of {table.file} {reason}"
+            f"The filter {self.text!r} compares with {self.value!r}, but the column {name!r} of {table.file} is of "
+            f"type {table.schema[name]}; write a date as 2026-01-31, a number as 1000 or 2.5, true, false, or nothing "
+            "for a missing value."
         )
 
     def _times(self, table: Table, name: str) -> pl.Expr:
@@ -124,65 +107,10 @@ class Filter:
             times = pl.coalesce(times, replace(table, form=Format()).time(name))
         return times
 
-    def _compare_numbers(self, table: Table, name: str) -> pl.Expr:
-        """Return whether the column *name* is less or more than a number; null for values that are not numbers.
 
-        Whole numbers and decimals are compared exactly, as floats beyond 2**53 do not hold every id, nor every amount.
-        """
-        dtype = table.schema[name]
-        column = pl.col(name)
-        number = Decimal(self.value)
-        if dtype.is_float():
-            # The nearest value of the column's type: no float32 equals 0.1.
-            return self._compare(column.fill_nan(None), pl.lit(float(number), dtype))
-
-        exact = pl.lit(None)
-        if isinstance(dtype, pl.Decimal) and sum(map(str.isdigit, f"{number:f}")) <= _MAX_DECIMAL_DIGITS:
-            exact = self._compare(column, pl.lit(number))
-        elif abs(number) <= _MAX_WHOLE and number == number.to_integral_value():
-            whole = column if dtype.is_integer() else column.cast(pl.String).str.strip_chars()
-            exact = self._compare(whole.cast(pl.Int128, strict=False), pl.lit(int(number), pl.Int128))
-        floats = self._compare(table.number(name).fill_nan(None), pl.lit(float(number)))
-        return pl.coalesce(exact, floats)
-
-    def _compare(self, column: pl.Expr, value: pl.Expr) -> pl.Expr:
-        return _ORDERS[self.operator](column, value)
-
-
-def _decimal_in(text: str) -> Decimal | None:
-    """Return *text* as an exact number, or None; a text with a leading zero, such as 007, is an id."""
-    if number_in(text) is None or _LEADING_ZERO_PATTERN.match(text):
-        return None
-    number = Decimal(text)
-    return number if abs(number.adjusted()) <= _MOST_SHIFTED_DIGITS else None
-
-
-def _spellings(number: Decimal) -> str:
-    """Return a regular expression of the texts that write *number*: 5, +5.00 or 5.0e+00, but not 05.
-
-    An exponent without a sign is part of an id, such as 5E0.
-    """
-    whole, _, fraction = f"{number.copy_abs():f}".partition(".")
-    whole = whole.lstrip("0")
-    fraction = fraction.rstrip("0")
-    zero = "0?" if fraction else "0"
-    plain = _padded(whole or zero, fraction)
-
-    # As programs write it: one digit before the point, and zeros before a short exponent.
-    digits = (whole + fraction).strip("0") or "0"
-    exponent = number.adjusted() if number else 0
-    exponent_sign = "-" if exponent < 0 else r"\+"
-    scientific = f"{_padded(digits[0], digits[1:])}[eE]{exponent_sign}0*{abs(exponent)}"
-
-    sign = r"\+?" if number else "[+-]?"
-    if number < 0:
-        sign = "-"
-    return rf"^\s*{sign}({plain}|{scientific})\s*$"
-
-
-def _padded(whole: str, fraction: str) -> str:
-    """Return a regular expression of a decimal number with any number of zeros at its end."""
-    return rf"{whole}\.{fraction}0*" if fraction else rf"{whole}(\.0*)?"
+def _exact(number: pl.Expr) -> pl.Expr:
+    """Return numbers or their texts as decimals, null for other texts, and for numbers from 1e20 on."""
+    return number.cast(pl.String).str.strip_chars().cast(_EXACT, strict=False)
 
 
 def _time_in(text: str) -> datetime | None:

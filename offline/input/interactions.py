@@ -30,7 +30,7 @@ from hotplate.offline.input.notes import (
     read_facts,
 )
 from hotplate.offline.input.recorded_events import read_events
-from hotplate.offline.input.rows import Check, Rows, RowSchema, most_frequent, most_frequent_titles, texts_by_role
+from hotplate.offline.input.rows import Check, Rows, RowSchema, most_frequent, most_frequent_titles, values_by_role
 from hotplate.offline.input.tables import Table, open_tables
 from hotplate.offline.options import Columns, Format
 
@@ -145,7 +145,7 @@ def read_interactions(
         if titles is not None:
             columns_of_titles = {"item": chosen.item, "title": named.title}
             title_source = named_paths(title_paths)
-            title_rows = texts_by_role(title_files, title_source, ["item", "title"], columns_of_titles).lazy()
+            title_rows = values_by_role(title_files, title_source, ["item", "title"], columns_of_titles).lazy()
 
         notes = [
             *inputs.notes,
@@ -262,19 +262,17 @@ def _interaction_schema(
     for row_filter in filters:
         schema.keep(f"not {row_filter.text}", row_filter.condition(table), row_filter.column_in(table))
 
+    if event_weights is not None:
+        schema.checks[UNKNOWN_EVENT] = Check(pl.col("weight").is_null(), example="event")
+    elif columns.weight is not None:
+        schema.checks["weight zero or less"] = Check(pl.col("weight") <= 0)
     named = {role: name for role, name in asdict(columns).items() if name is not None}
-    schema.read({role: name for role, name in named.items() if role in _TEXT_ROLES})
+    schema.read(named)
+    schema.values.setdefault("weight", pl.lit(1.0))
     if event_weights is not None:
         weight = table.text(named["event"]).replace_strict(event_weights, default=None, return_dtype=pl.Float64)
         schema.values["weight"] = weight
-        schema.checks[UNKNOWN_EVENT] = Check(pl.col("weight").is_null(), example="event")
-    elif columns.weight is not None:
-        schema.read({"weight": columns.weight})
-        schema.checks["weight zero or less"] = Check(pl.col("weight") <= 0)
-    else:
-        schema.values["weight"] = pl.lit(1.0)
 
-    schema.read({role: name for role, name in named.items() if role in ("quantity", "time")})
     if columns.quantity is not None:
         # A cancellation needs no weight.
         is_cancellation = table.number(columns.quantity) < 0

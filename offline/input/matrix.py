@@ -178,15 +178,9 @@ def _number_ids(ids: pl.Series) -> _NumberedIds:
     # polars stores a category as an integer, its code. Codes are in the order of first occurrence and may have gaps, so
     # they are mapped to numbers without gaps by an array: number_of_code[code].
     categories = ids.cast(pl.Categorical)
-    unique_categories = categories.unique()
-    names = unique_categories.cast(pl.String)
-    codes = unique_categories.to_physical().to_numpy()
-
-    order = names.arg_sort()
-    sorted_names = names.gather(order)
-    sorted_codes = codes[order.to_numpy()]
+    unique = categories.unique()
+    ascending = unique.gather(unique.cast(pl.String).arg_sort())
+    codes = ascending.to_physical().to_numpy()
     number_of_code = np.zeros(codes.max(initial=0) + 1, dtype=np.int32)
-    number_of_code[sorted_codes] = np.arange(len(sorted_codes), dtype=np.int32)
-
-    code_of_row = categories.to_physical().to_numpy()
-    return _NumberedIds(sorted_names, numbers=number_of_code[code_of_row])
+    number_of_code[codes] = np.arange(len(codes), dtype=np.int32)
+    return _NumberedIds(ascending.cast(pl.String), numbers=number_of_code[categories.to_physical().to_numpy()])

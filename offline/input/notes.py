@@ -52,21 +52,21 @@ class Facts:
         return None if self.first is None or self.last is None else (self.first, self.last)
 
 
-# By the role that they need, and the name in `Facts`.
+# By the name in `Facts`, with the role that they need.
 _AGGREGATES = {
-    ("time", "first"): pl.col("time").min(),
-    ("time", "last"): pl.col("time").max(),
-    ("time", "timeless"): pl.col("time").null_count(),
-    ("quantity", "cancellations"): (pl.col("quantity") < 0).sum(),
-    ("segment", "segments"): pl.col("segment").drop_nulls().n_unique(),
+    "first": ("time", pl.Expr.min),
+    "last": ("time", pl.Expr.max),
+    "timeless": ("time", pl.Expr.null_count),
+    "cancellations": ("quantity", lambda quantity: (quantity < 0).sum()),
+    "segments": ("segment", lambda segment: segment.drop_nulls().n_unique()),
 }
 
 
 def read_facts(kept: pl.LazyFrame) -> Facts:
     """Aggregate the rows *kept*."""
     roles = kept.collect_schema()
-    aggregates = {name: aggregate for (role, name), aggregate in _AGGREGATES.items() if role in roles}
-    return Facts(**kept.select(pl.len().alias("rows"), **aggregates).collect(engine="streaming").row(0, named=True))
+    aggregates = {name: read(pl.col(role)) for name, (role, read) in _AGGREGATES.items() if role in roles}
+    return Facts(**kept.select(rows=pl.len(), **aggregates).collect(engine="streaming").row(0, named=True))
 
 
 def notes_of_rows(rows: Rows, facts: Facts, columns: Columns) -> Iterator[str]:

@@ -7,6 +7,7 @@ tables of one input by their schemas. A *bad row* cannot be read; few are tolera
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from math import inf
@@ -19,11 +20,11 @@ from hotplate.offline.errors import DataError
 from hotplate.offline.input.columns import (
     DECIMAL_COMMA,
     EARLIEST,
+    MAX_BOOST,
     START_OF_1970,
     Kind,
     choose_columns,
     kind_of,
-    usual_column,
 )
 from hotplate.offline.input.faults import data_errors
 from hotplate.offline.input.files import DataFile, DataSource, input_files, named_paths
@@ -41,6 +42,12 @@ _ROUNDED_PATTERN = r"^-?(\d(\.\d+)?[eE]\+\d{2,}|(9\d{15}|\d{17,})\.0)$"
 _ROUNDED_FLOAT_PATTERN = r"\.0$|e\+|inf"
 _UNREAD = datetime.min  # noqa: DTZ901 -- naive UTC
 _USUAL_TIMES = "ISO 8601 or seconds since 1970; give --time-format, as %d/%m/%Y, or --time-column none"
+
+
+_STOCK_WORDS = {
+    **dict.fromkeys(("true", "yes", "in stock", "instock"), 1.0),
+    **dict.fromkeys(("false", "no", "out of stock", "outofstock"), 0.0),
+}
 
 
 class Fault(NamedTuple):
@@ -86,6 +93,10 @@ def _is_in_future(time: pl.Expr, _: pl.DataType) -> pl.Expr:
     return time > datetime.now(UTC).replace(tzinfo=None) + timedelta(days=1)
 
 
+def _is_out_of_bounds(boost: pl.Expr, _: pl.DataType) -> pl.Expr:
+    return ~boost.is_between(0, MAX_BOOST, closed="right")
+
+
 def _is_long(value: pl.Expr, _: pl.DataType) -> pl.Expr:
     return value.str.len_bytes() > MAX_ID_BYTES
 
@@ -93,6 +104,8 @@ def _is_long(value: pl.Expr, _: pl.DataType) -> pl.Expr:
 _ROUNDED = Fault("is a rounded number", ", so different ids may have become one; write ids as whole numbers or texts")
 _NO_NUMBER = Fault("is not a finite number", " (write a decimal point)", DECIMAL_COMMA)
 _NO_TIME = Fault("is not a time as {layout}")
+_NO_STOCK = Fault("is neither a number nor true or false")
+_NO_BOOST = Fault(f"is not a number above zero and at most {MAX_BOOST:,}")
 _NUMBERS: Sequence[Kind] = ("number", "amount", "score")
 # Why rows are left out, by the kind of a role, the first reason first. A rounded id, such as `1.23457E+15`, may stand
 # for several users or items.
@@ -103,6 +116,8 @@ _CHECKS = (
     _KindCheck(("counted",), "no {column}", _is_missing),
     _KindCheck(("number",), "no {role}", _is_missing),
     _KindCheck(_NUMBERS, "{role} that is not a number", lambda value, _: value.is_infinite(), _NO_NUMBER),
+    _KindCheck(("stock",), "{role} that cannot be read", lambda value, _: value.is_infinite(), _NO_STOCK),
+    _KindCheck(("boost",), "{role} out of bounds", _is_out_of_bounds, _NO_BOOST),
     _KindCheck(("time",), "{role} that cannot be read", lambda value, _: value < EARLIEST, _NO_TIME),
     _KindCheck(("time",), "in the future", _is_in_future, Fault("lies in the future")),
 )
@@ -111,21 +126,24 @@ _CHECKS = (
 def _value(table: Table, column: str, kind: Kind) -> pl.Expr:
     """Return how a column is read: texts, also of arrays; floats, infinite for other texts than numbers; and times.
 
-    A missing amount is 1, and a missing score is infinite. Times that cannot be read become the year 1. Exports write
-    a missing time as the start of 1970, so it is null.
+    A missing amount is 1, and a missing score, boost or stock is infinite. Times that cannot be read become the year 1.
+    Exports write a missing time as the start of 1970, so it is null.
     """
     if kind == "time":
         time = table.time(column)
-        is_missing = table.is_absent(column) | (time == START_OF_1970).fill_null(value=False)
+        is_number = table.schema[column].is_numeric()
+        is_missing = (table.number(column) if is_number else table.text(column)).is_null()
+        is_missing |= (time == START_OF_1970).fill_null(value=False)
         return pl.when(~is_missing).then(time.fill_null(_UNREAD))
     if kind == "amount":
         number = table.number_or_inf(column)
         return pl.when(number != 0).then(number).otherwise(1.0)
-    if kind == "score":
-        # float32 by its shortest decimal form: 0.1 stays 0.1, not 0.10000000149.
-        is_short = table.schema[column] == pl.Float32
-        number = pl.col(column).cast(pl.String).cast(pl.Float64) if is_short else table.number(column)
-        return number.fill_nan(None).fill_null(inf)
+    if kind in ("score", "boost"):
+        return table.number(column).fill_null(inf)
+    if kind == "stock":
+        word = table.text(column).str.strip_chars().str.to_lowercase()
+        amount = word.replace_strict(_STOCK_WORDS, default=None, return_dtype=pl.Float64)
+        return pl.coalesce(amount, table.number(column), inf)
     if kind == "texts":
         return table.texts(column)
     return table.number_or_inf(column) if kind == "number" else table.text(column)
@@ -302,21 +320,19 @@ class Rows:
         objects.
         """
         sentences = list[str]()
-        is_advised = False
         left_out = self._all.filter(self._has(reason)).select(FILE, ROW).sort(FILE, ROW)
-        place_in_file = pl.int_range(pl.len()).over(FILE)
-        shown_rows = left_out.sort(place_in_file, FILE).head(_MOST_ROWS_SHOWN).sort(FILE, ROW).collect()
+        first = left_out.sort(pl.int_range(pl.len()).over(FILE), FILE).head(_MOST_ROWS_SHOWN)
 
         # FILE is the number of the table in `_schemas`, and ROW the index of the row in it.
-        for file, row in shown_rows.iter_rows():
+        advice = ""
+        for file, row in first.sort(FILE, ROW).collect().iter_rows():
             schema = self._schemas[file]
             check = schema.checks[reason]
             text, value = schema.table.describe(row, check.column)
-            sentence = f"{text} {check.fault.text}"
-            if not is_advised and re.match(check.fault.advised, value):
-                sentence += check.fault.advice
-                is_advised = True
-            sentences.append(sentence)
+            sentences.append(f"{text} {check.fault.text}")
+            if not advice and re.match(check.fault.advised, value):
+                advice = check.fault.advice
+                sentences[-1] += advice
         return sentences
 
     def _has(self, reason: str) -> pl.Expr:
@@ -356,12 +372,12 @@ def read_roles(
     return Rows([RowSchema.of(table, columns) for table in tables], source, may_be_empty=may_be_empty)
 
 
-def read_text(
+def read_roles_of(
     path: DataSource, roles: Sequence[str], named: Mapping[str, str | None] | None = None, *, may_be_empty: bool = False
 ) -> pl.DataFrame:
-    """Return columns of a small file or folder of items as `texts_by_role`."""
+    """Return columns of a small file or folder of items as `values_by_role`."""
     with input_files([path]) as files:
-        return texts_by_role(files, named_paths([path]), roles, named or {}, may_be_empty=may_be_empty)
+        return values_by_role(files, named_paths([path]), roles, named or {}, may_be_empty=may_be_empty)
 
 
 def with_found_header(form: Format, files: Sequence[DataFile], named: Mapping[str, str | None]) -> Format:
@@ -372,12 +388,15 @@ def with_found_header(form: Format, files: Sequence[DataFile], named: Mapping[st
     """
     if form.header or any(name is not None and name.isdecimal() for name in named.values()):
         return form
-    first_line = list(open_tables(files[:1], replace(form, header=True))[0].schema)
-    columns = [name or usual_column(role, first_line) for role, name in named.items()]
-    return replace(form, header=all(column in first_line for column in columns))
+    with_header = replace(form, header=True)
+    first_line = list(open_tables(files[:1], with_header)[0].schema)
+    with suppress(DataError):
+        choose_columns(named, first_line, "", required=list(named))
+        return with_header
+    return form
 
 
-def texts_by_role(
+def values_by_role(
     files: Sequence[DataFile],
     source: str,
     roles: Sequence[str],
@@ -386,7 +405,7 @@ def texts_by_role(
     *,
     may_be_empty: bool = False,
 ) -> pl.DataFrame:
-    """Read columns of *files* as texts, under the names of their roles, such as `item`, the first one, and `title`.
+    """Read columns of *files* under the names of their roles, such as `item`, the first one, and `title`.
 
     *roles* are required: their columns are those of *named*, by role, and else those with usual names. *source* names
     the files in messages. Rows without an item are left out. Raises DataError for a missing role, a bad row, and no

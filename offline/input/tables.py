@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -16,7 +17,7 @@ import polars.selectors as cs
 
 from hotplate.offline.errors import DataError, SettingError
 from hotplate.offline.input.columns import EPOCH, NULL_VALUES, NUMBERED, UsualTimes, is_date, read_time
-from hotplate.offline.input.faults import SEPARATOR_LINE, check_text, data_errors
+from hotplate.offline.input.faults import SEPARATOR_LINE, check_head, data_errors
 from hotplate.offline.input.files import DataFile
 from hotplate.offline.options import Format
 from hotplate.stores.attributes import IN_ARRAY
@@ -96,22 +97,18 @@ class Table:
     def number(self, name: str) -> pl.Expr:
         """Return the column as a float, null for a missing number and any other text; raises DataError as `text`."""
         dtype = self._dtype_of(name, "number")
-        column = pl.col(name)
-        if dtype.is_numeric() or dtype == pl.Boolean:
-            return column.cast(pl.Float64).fill_nan(None)
-        return column.cast(pl.String, strict=False).str.strip_chars().cast(pl.Float64, strict=False)
-
-    def is_absent(self, name: str) -> pl.Expr:
-        """Return whether the value is null, NaN or blank; never null."""
-        dtype = self.schema[name]
-        if dtype.is_float() or dtype == pl.String:
-            return self.text(name).is_null()
-        return pl.col(name).is_null()
+        number = pl.col(name)
+        # A float32 by its shortest decimal form: 0.1 stays 0.1, not 0.10000000149.
+        if dtype == pl.Float32 or not (dtype.is_numeric() or dtype == pl.Boolean):
+            number = number.cast(pl.String, strict=False).str.strip_chars()
+        return number.cast(pl.Float64, strict=False).fill_nan(None)
 
     def number_or_inf(self, name: str) -> pl.Expr:
         """Return the column as a float, null for a missing value, inf for any other text than a number."""
-        number = self.number(name).fill_null(inf).fill_nan(inf)
-        return pl.when(~self.is_absent(name)).then(number)
+        number = self.number(name)
+        if self.schema[name].is_numeric() or self.schema[name] == pl.Boolean:
+            return number
+        return pl.when(self.text(name).is_not_null()).then(number.fill_null(inf))
 
     def time(self, name: str) -> pl.Expr:
         """Return the column *name* as a time in UTC, without a zone; null if it cannot be read.
@@ -170,9 +167,7 @@ def _open_table(file: DataFile, form: Format) -> Table:
 
     Raises DataError for a file of another kind, and one that cannot be read.
     """
-    if file.kind != "parquet":
-        check_text(file)
-
+    check_head(file)
     with data_errors(file, [file]):
         table = _scan_file(file, form)
         # Names of folders such as date=2026-01-01 are columns, too.
@@ -329,8 +324,9 @@ def _csv_separator(first: str, delimiter: str | None) -> str:
 def _scan_json(file: DataFile) -> pl.LazyFrame:
     """Scan a file with a JSON object per line, with all values as texts, but Booleans; malformed lines are in EXTRA.
 
-    polars refuses the whole file for a malformed line, reads half a surrogate pair as NUL, so that different ids would
-    become one, and does not tell rounded numbers from others. Such files are rewritten first, which takes longer.
+    polars refuses the whole file for a malformed line, or for arrays among numbers, reads half a surrogate pair as NUL,
+    so that different ids would become one, and does not tell rounded numbers from others. Such files are rewritten
+    first, which takes longer.
     """
     lines = pl.scan_lines(file.path, glob=False)
     line = pl.col("line")
@@ -339,37 +335,52 @@ def _scan_json(file: DataFile) -> pl.LazyFrame:
     # The first filter is fast, and leaves few lines for the second.
     doubtful = lines.filter(is_large | line.str.contains(_HALF_PAIR)).filter(is_large | has_half_pair)
     if doubtful.head(1).collect(engine="streaming").is_empty():
+        path = escape(str(file.path))  # polars takes names with [, * and ? for patterns
         try:
-            return _scan_objects(escape(str(file.path)))  # polars takes names with [, * and ? for patterns
+            # All lines tell the schema, as keys may appear late.
+            dtypes = dict[str, pl.DataType](pl.scan_ndjson(path, infer_schema_length=None).collect_schema())
         except pl.exceptions.PolarsError:
-            pass  # a malformed line
-
-    return _scan_objects(BytesIO(b"\n".join(map(_exact_json_line, lines.collect().to_series()))))
-
-
-def _scan_objects(source: str | BytesIO) -> pl.LazyFrame:
-    """Scan JSON lines; all of them tell the schema, as keys may appear late."""
-    dtypes = dict[str, pl.DataType](pl.scan_ndjson(source, infer_schema_length=None).collect_schema())
-    for name, dtype in dtypes.items():
-        if not dtype.is_nested() and dtype != pl.Boolean:
-            dtypes[name] = pl.String()
-    return pl.scan_ndjson(source, schema=dtypes, row_index_name=ROW)
+            pass  # a malformed line, or arrays among other values
+        else:
+            is_text = {name: not dtype.is_nested() and dtype != pl.Boolean for name, dtype in dtypes.items()}
+            schema = {name: pl.String() if is_text[name] else dtype for name, dtype in dtypes.items()}
+            return pl.scan_ndjson(path, schema=schema, row_index_name=ROW)
+    return _scan_exact_lines(lines.collect().to_series())
 
 
-def _exact_json_line(line: str) -> bytes:
-    """Return a *line* of JSON, with numbers as texts if some may be rounded, or a malformed line as EXTRA."""
-    line = line.removeprefix("\ufeff").strip()
-    if not line:
-        return b""
-    try:
-        is_object = isinstance(orjson.loads(line), dict)
-    except orjson.JSONDecodeError:
-        is_object = False
-    if not is_object:
-        return json.dumps({EXTRA: line}).encode()
-    if not re.search(_LARGE_FLOAT, line):
-        return line.encode()
-    return json.dumps(json.loads(line, parse_int=str, parse_float=_text_of_json_float)).encode()
+def _scan_exact_lines(lines: pl.Series) -> pl.LazyFrame:
+    """Scan lines of JSON as `_scan_json`; arrays among other values, and those that are nested, are texts."""
+    dtypes = defaultdict[str, set[pl.DataType]](set)
+    exact_lines = list[bytes]()
+    for line in lines:
+        text = line.removeprefix("\ufeff").strip()
+        if not text:
+            continue
+        try:
+            row = orjson.loads(text)
+        except orjson.JSONDecodeError:
+            row = None
+        if not isinstance(row, dict):
+            row = {EXTRA: text}
+            text = json.dumps(row)
+        elif re.search(_LARGE_FLOAT, text):
+            text = json.dumps(json.loads(text, parse_int=str, parse_float=_text_of_json_float))
+        exact_lines.append(text.encode())
+        for name, value in row.items():
+            dtypes[name].update(_json_types(value))
+
+    schema = {name: types.pop() if len(types) == 1 else pl.String() for name, types in dtypes.items()}
+    return pl.scan_ndjson(BytesIO(b"\n".join(exact_lines)), schema=schema, row_index_name=ROW)
+
+
+def _json_types(value: object) -> Sequence[pl.DataType]:
+    """Return the type of the column of a *value* of JSON; none of null."""
+    if value is None:
+        return []
+    if isinstance(value, bool):
+        return [pl.Boolean()]
+    is_array = isinstance(value, list) and not any(isinstance(element, list | dict) for element in value)
+    return [pl.List(pl.String()) if is_array else pl.String()]
 
 
 def _text_of_json_float(text: str) -> str:

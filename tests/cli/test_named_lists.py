@@ -99,7 +99,7 @@ def test_release_that_hides_attributes_which_the_live_one_shows_is_refused(
 @pytest.mark.parametrize(
     ("names", "sentence"),
     [
-        ("prise", "The shown attribute prise: "),
+        ("prise", "The attribute 'prise': "),
         ("prise", "did you mean price?"),
         ("title", "The shown attribute title: an item has this field already; rename the column in"),
         ("title", "Titles of answers are those of `train` or `import`, as by --titles FILE"),

@@ -103,11 +103,11 @@ def test_column_that_looks_like_stock_is_refused(tmp_path: Path, name: str) -> N
         read_rules(RuleFiles(available=path))
 
 
-@pytest.mark.parametrize(("stock", "shown"), [("many", "'many'"), ("NAN", "'NAN'"), ("", "None")])
-def test_non_numeric_stock_is_refused_with_its_item(tmp_path: Path, stock: str, shown: str) -> None:
+@pytest.mark.parametrize(("stock", "shown"), [("many", "'many'"), ("NAN", "'NAN'"), ("", "a missing value .*")])
+def test_non_numeric_stock_is_refused_with_its_row(tmp_path: Path, stock: str, shown: str) -> None:
     path = tmp_path / "stock.csv"
     path.write_text(f"item,stock\na,3\nb,{stock}\n")
-    with pytest.raises(DataError, match=f"{shown} as the stock of item 'b'; write a number, true or false"):
+    with pytest.raises(DataError, match=f"row 3, column 'stock': {shown} is neither a number nor true or false"):
         read_rules(RuleFiles(available=path))
 
 
@@ -377,7 +377,7 @@ def test_unusable_rule_files_are_reported(tmp_path: Path) -> None:
     rows = tmp_path / "catalogue.csv"
     for boost in ("0", "-1", "much", "inf", "1e308", "1000001", "nan", ""):
         rows.write_text(f"item,boost\na,1\nb,{boost}\n")
-        with pytest.raises(DataError, match="no number above zero and at most 1,000,000 as the boost of item 'b'"):
+        with pytest.raises(DataError, match=r"row 3, column 'boost': .* is not a number above zero and at most "):
             read_rules(RuleFiles(boost=rows))
     rows.write_text("item,boost\na,2\nb,3\na,4\n")
     with pytest.raises(DataError, match="has item 'a' with two boosts; keep one for each item"):
@@ -387,3 +387,10 @@ def test_unusable_rule_files_are_reported(tmp_path: Path) -> None:
         read_rules(RuleFiles(categories=rows, max_per_category=1))
     with pytest.raises(DataError, match=r"gone\.txt"):
         read_rules(RuleFiles(available=tmp_path / "gone.txt"))
+
+
+def test_categories_of_arrays_among_texts_are_each_read(tmp_path: Path) -> None:
+    rows = '{"item":"a","category":["x","y"]}\n{"item":"b","category":"z"}\n{"item":"c","category":5}\n'
+    path = write(tmp_path / "mixed.jsonl", rows)
+    expected = {"a": ("x", "y"), "b": ("z",), "c": ("5",)}
+    assert read_rules(RuleFiles(categories=path, max_per_category=1)).categories == expected

@@ -121,7 +121,7 @@ def test_url_of_a_local_file_is_read_as_its_path(form: str, tmp_path: Path) -> N
         ("date=2026-01-01/a.csv", "date=2026-01-02/a.parquet", "may hold the same rows"),
         ("a.csv", "b.events", "may hold the same rows"),
         ("a.csv", "old/b.csv", "The files in .*old would be left out, as folders of data are named like date="),
-        ("a.csv", "date=2026-01-01/old/deep/b.csv", "The files in .*date=2026-01-01/old would be left out"),
+        ("a.csv", "date=2026-01-01/old/deep/b.csv", "The files in .*date=2026-01-01/old/deep would be left out"),
     ],
 )
 def test_folder_that_would_be_half_read_is_refused(

@@ -13,7 +13,7 @@ from hotplate.offline.errors import DataError, SettingError
 from hotplate.offline.input.columns import parse_event_weights, parse_half_life
 from hotplate.offline.input.files import DataFile
 from hotplate.offline.input.filters import parse_filter
-from hotplate.offline.input.rows import read_text
+from hotplate.offline.input.rows import read_roles_of
 from hotplate.offline.input.tables import Table
 from hotplate.offline.options import Format
 from tests.support.property import explored
@@ -90,7 +90,6 @@ LITERALS = pl.DataFrame(
         ("float32>=0.7", [1]),
         ("decimal=9007199254740993", [0]),
         ("decimal<9007199254740993", [1, 2]),
-        ("decimal=85123A", []),
         ("amount=90071992547409.93", [0]),
         ("amount<90071992547409.93", [1, 2]),
         ("amount<=0.1", [2]),
@@ -100,6 +99,8 @@ LITERALS = pl.DataFrame(
         ("flag=TRUE", [0, 3]),
         ("flag!=True", [1, 2]),
         ("flag!=", [0, 1, 3]),
+        ("flag>0", [0, 3]),
+        ("flag!=2", [0, 1, 2, 3]),
         ("written=True", [0, 3]),
         ("written!=false", [0, 2, 3]),
         ("time>=2026-01-01T09:30", [1, 3]),
@@ -139,7 +140,7 @@ SPELLINGS = pl.DataFrame(
         (f"id={10**40}", [5]),
         ("id=0", [8]),
         ("id=0e46", [7]),
-        ("id=1e-999999999", []),
+        ("id=1e-999999999", [8]),
         ("day=2026-01-01", [0, 1, 2, 3]),
         ("day=5.0", [7]),
         ("small=0.00001", [0]),
@@ -171,15 +172,11 @@ def test_a_filter_reads_dates_of_any_age_whatever_the_format_of_times(layout: st
     assert kept("day>=2026-01-01", frame=frame, form=Format(time_format="%d/%m/%Y")) == [0]
 
 
-@pytest.mark.parametrize("text", ["float32!=NaN", "decimal=1_000", "float32=-inf", "moment>5", "moment=soon"])
+@pytest.mark.parametrize(
+    "text", ["float32!=NaN", "decimal=1_000", "decimal=85123A", "float32=-inf", "moment>5", "flag=yes", "moment=soon"]
+)
 def test_a_filter_with_a_value_of_another_type_names_the_column(text: str) -> None:
     with pytest.raises(SettingError, match=r"The filter .* but the column '\w+' of a\.csv is of type "):
-        kept(text, frame=LITERALS)
-
-
-@pytest.mark.parametrize("text", ["flag=yes", "flag!=2", "flag>0", "flag=2026-01-01"])
-def test_booleans_are_compared_with_nothing_but_booleans(text: str) -> None:
-    with pytest.raises(SettingError, match=r"The filter .* but the column 'flag' of a\.csv holds true and false; "):
         kept(text, frame=LITERALS)
 
 
@@ -226,5 +223,5 @@ def test_a_half_life_is_a_number_of_hours_days_or_weeks() -> None:
 def test_columns_called_file_and_reason_are_read_like_others(tmp_path: Path) -> None:
     path = tmp_path / "items.csv"
     path.write_text("item,file,reason\na,f,r\n,f,r\n")
-    rows = read_text(path, ["item"], {"file": "file", "reason": "reason"})
+    rows = read_roles_of(path, ["item"], {"file": "file", "reason": "reason"})
     assert rows.rows() == [("a", "f", "r")]
