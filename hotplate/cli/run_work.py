@@ -299,7 +299,7 @@ def _print_steps(planned: PlannedRun) -> None:
     job = planned.job
     gates = list[str]()
     for gate in bounds_of(job.publishing):
-        side = "≤" if gate.at_most else "≥"
+        side = "≤" if gate.kind.at_most else "≥"
         gates.append(f"{gate.full_name} {side} {gate.bound:g}")
     data = ", ".join(map(str, job.training.data))
     named = f", and {', '.join(job.named)}," if job.named else ""
