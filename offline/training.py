@@ -10,16 +10,15 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from html import escape
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from hotplate.base.report import format_count, format_row
+from hotplate.base.report import Report, format_count
 from hotplate.offline.errors import SettingError, require_above_zero, require_at_least
 from hotplate.offline.evaluate.evaluation import BASELINES, EvaluateOptions, evaluate_parts
-from hotplate.offline.evaluate.model_report import answer_in_words, is_popular_by_another_name, metric_rows
+from hotplate.offline.evaluate.model_report import answer_in_words, is_popular_by_another_name, quality_report
 from hotplate.offline.evaluate.records import EvaluationRecord, RepeatSearch, json_values
 from hotplate.offline.evaluate.splits import Parts, SplitKind, SplitOptions, split
 from hotplate.offline.input.files import DataSource, check_source, named_paths
@@ -203,19 +202,21 @@ class TrainReport:
             "seconds": {stage: round(seconds, 3) for stage, seconds in self.seconds.items()},
         }
 
-    def _repr_html_(self) -> str:
-        """Return the model, its quality and the evaluation for notebooks."""
+    @property
+    def report(self) -> Report:
+        """The model, its quality and the evaluation as a report; `note` explains a missing evaluation."""
+        report = quality_report(self.model)
         counts = ", ".join(f"{count:,} {kind}" for kind, count in self.model.matrix.counts.items())
-        model = f"{described(self.model.params)}, of {counts}, in {self.out}"
-        texts = [text for text in (model, self.verdict, self.warning, self.note) if text]
-        page = "".join(f"<p>{escape(text)}</p>" for text in texts)
-        if self.model.evaluation is None:
-            return page
-        rows = []
-        for row in metric_rows(self.model.evaluation):
-            cells = (row.subject, row.figure, *format_row(row))
-            rows.append("".join(f"<td>{escape(cell)}</td>" for cell in cells))
-        return f"{page}<p>with 95 % intervals</p><table><tr>{'</tr><tr>'.join(rows)}</tr></table>"
+        return replace(
+            report,
+            sentence=self.verdict or f"The lists were not tested. {self.note}",
+            origins=report.origins | {"learned": f"from {counts}", "written": str(self.out)},
+            notes=(f"look out: {self.warning}",) if self.warning else (),
+        )
+
+    def _repr_html_(self) -> str:
+        """Return the report for notebooks."""
+        return self.report._repr_html_()
 
 
 def train(

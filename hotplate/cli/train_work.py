@@ -2,14 +2,13 @@
 
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
-from hotplate.base.report import Report, format_count
+from hotplate.base.report import format_count
 from hotplate.cli.options import TrainFlags
 from hotplate.cli.terminal import err, out, print_json, progress_bars, run_interruptibly, show_report, table
 from hotplate.offline.errors import SettingError
-from hotplate.offline.evaluate.model_report import findings_in_words, metric_columns, metric_rows
 from hotplate.offline.evaluate.splits import SplitOptions
 from hotplate.offline.input.columns import parse_event_weights, parse_half_life
 from hotplate.offline.input.files import DataSource
@@ -169,18 +168,11 @@ def print_training(report: TrainReport, *, as_json: bool) -> None:
         return
 
     model = report.model
-    warnings = [f"look out: {report.warning}"] if report.warning else []
-    shown = Report(
-        kind="train",
-        sentence=report.verdict or f"The lists were not tested. {report.note}",
-        rows=() if model.evaluation is None else tuple(metric_rows(model.evaluation)),
-        columns=() if model.evaluation is None else metric_columns(model.evaluation),
-        origins={
-            "model": _model_in_words(report),
-            **dict(findings_in_words(model)),
-            **dict(_read_and_written(report)),
-        },
-        notes=(*warnings, *model.data.notes),
+    shown = report.report
+    shown = replace(
+        shown,
+        origins={**shown.origins, "model": _model_in_words(report), **dict(_read_and_written(report))},
+        notes=(*shown.notes, *model.data.notes),
     )
     show_report(shown, as_json=False)
     if report.search is not None:

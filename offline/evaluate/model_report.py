@@ -1,14 +1,15 @@
 """How good a model is: the answer, one table and the split, for `hotplate train` and `hotplate evaluate report`."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from hotplate.base.report import Column, Report, Row, TextTable, format_count
-from hotplate.offline.evaluate.metrics import ListMetrics, RankingMetrics, measured
+from hotplate.offline.evaluate.metrics import ListMetrics, RankingMetrics
 from hotplate.offline.evaluate.records import (
     BaselineRecord,
     EvaluationRecord,
@@ -35,20 +36,71 @@ _TABLES_NOTE = "From the least to the most active user; histories begin with the
 _NOT_EVALUATED = "It is not known how good this model is: it was trained without an evaluation."
 _NO_INTERVAL = "no interval is known, as it takes two users"
 THESE_LISTS = "these lists"
-_POPULARITIES = frozenset({"popularity", "recent popularity"})
-# Metrics in the table's order, with their headings; shares are shown in %.
-METRICS = {
-    "ndcg": "nDCG", "recall": "recall", "precision": "precision", "map": "MAP", "mrr": "MRR", "hit_rate": "hit rate",
-    "recall_at_k": "recall, of k at most", "coverage": "coverage", "list_similarity": "similarity within a list",
-    "new_items": "new items",
-}  # fmt: skip
-SHOWN = ("ndcg", "recall", "precision", "map", "mrr", "hit_rate", "coverage")
-SHARES = frozenset({"hit_rate", "coverage", "new_items"})
-# Of personal lists: there is no figure as served.
-PERSONAL = ("coverage", "list_similarity", "new_items")
 PERSONAL_ONLY = ", personal lists only"
+_POPULARITIES = frozenset({"popularity", "recent popularity"})
 # Facts of a model that are shown elsewhere, or only about files.
 _SHOWN_ELSEWHERE = frozenset({"metrics", "tuning", "files", "format", "data"})
+
+
+class Metric(NamedTuple):
+    """A metric in reports.
+
+    name         in records
+    figure       its name in rows, before `@` and the length of the lists
+    column       the heading of its column; without, it is not in the table
+    unit         `share`, or empty
+    is_personal  whether it is measured of personal lists alone: there is no figure as served
+    """
+
+    name: str
+    figure: str
+    column: str = ""
+    unit: str = ""
+    is_personal: bool = False
+
+    def rows(self, subject: str, metrics: RankingMetrics, k: int, suffix: str = "") -> Iterator[Row]:
+        """Yield the row of the metric with its interval, named as `nDCG@10` and *suffix*; none if not measured."""
+        value: float | None = getattr(metrics, self.name, None)
+        if value is not None:
+            low, high = metrics.intervals.get(self.name, (None, None))
+            is_main = bool(self.column) and not suffix
+            yield Row(subject, f"{self.figure}@{k}{suffix}", self.unit, value, low=low, high=high, main=is_main)
+
+
+# In the order of tables.
+METRICS = (
+    Metric("ndcg", "nDCG", "nDCG\n@{k}"),
+    Metric("recall", "recall", "recall"),
+    Metric("precision", "precision", "precision"),
+    Metric("map", "MAP", "MAP"),
+    Metric("mrr", "MRR", "MRR"),
+    Metric("hit_rate", "hit rate", "hit rate\n%", "share"),
+    Metric("recall_at_k", "recall, of k at most"),
+    Metric("coverage", "coverage", "coverage\n%", "share", is_personal=True),
+    Metric("list_similarity", "similarity within a list", is_personal=True),
+    Metric("new_items", "new items", unit="share", is_personal=True),
+)
+
+
+def columns_at(k: int) -> tuple[Column, ...]:
+    """Return the columns of the table of lists measured at *k*; shares are shown in %."""
+    columns = list[Column]()
+    for metric in METRICS:
+        if metric.column:
+            figure = f"{metric.figure}@{k}"
+            shown = ("%", 2) if metric.unit else ("", 3)
+            columns.append(Column(figure, metric.column.format(k=k), *shown))
+    return tuple(columns)
+
+
+def rows_of(subject: str, served: RankingMetrics, personal: ListMetrics | None, k: int) -> Iterator[Row]:
+    """Yield the rows of one subject: ranking as *served*, then what is known of its *personal* lists alone."""
+    for metric in METRICS:
+        yield from metric.rows(subject, personal if personal and metric.is_personal else served, k)
+    if personal is not None:
+        for metric in METRICS:
+            if not metric.is_personal:
+                yield from metric.rows(subject, personal, k, PERSONAL_ONLY)
 
 
 def answer_in_words(record: EvaluationRecord) -> str:
@@ -159,56 +211,12 @@ def _in_words(name: str) -> str:
     return "what is popular now" if name == "recent popularity" else "the most popular items"
 
 
-def metric_columns(record: EvaluationRecord) -> tuple[Column, ...]:
-    """Return the columns of the table."""
-    columns = list[Column]()
-    for name in SHOWN:
-        figure = f"{METRICS[name]}@{record.k}"
-        if name in SHARES:
-            columns.append(Column(figure, f"{METRICS[name]}\n%", "%"))
-        else:
-            heading = f"nDCG\n@{record.k}" if name == "ndcg" else METRICS[name]
-            columns.append(Column(figure, heading, digits=3))
-    return tuple(columns)
-
-
 def metric_rows(record: EvaluationRecord) -> Iterator[Row]:
     """Yield the metrics of the lists and of each baseline, with intervals."""
     model = replace(record.model, intervals=record.intervals)
-    yield from _rows_of(THESE_LISTS, model, record.as_served, record.k)
+    yield from rows_of(THESE_LISTS, record.as_served, model, record.k)
     for name, baseline in _baselines(record):
-        yield from _rows_of(name, baseline, baseline.as_served, record.k)
-
-
-def _rows_of(subject: str, personal: ListMetrics, served: RankingMetrics, k: int) -> Iterator[Row]:
-    """Yield the rows of one subject: ranking as served, then what is known of its *personal* lists alone."""
-    ranking = [name for name in METRICS if name not in PERSONAL]
-    yield from _rows_of_metrics(subject, served, ranking, k)
-    yield from _rows_of_metrics(subject, personal, PERSONAL, k)
-    yield from _rows_of_metrics(subject, personal, ranking, k, suffix=PERSONAL_ONLY)
-
-
-def _rows_of_metrics(
-    subject: str, metrics: RankingMetrics, names: Iterable[str], k: int, suffix: str = ""
-) -> Iterator[Row]:
-    """Yield a row of the report on *subject* for each of the metrics *names* that was measured.
-
-    A figure is named by its metric, *k*, the length of the lists, and *suffix*: `nDCG@10`.
-    """
-    by_name = {metric.name: metric for metric in measured(metrics)}
-    for name in names:
-        metric = by_name.get(name)
-        if metric is None:
-            continue
-        yield Row(
-            subject,
-            f"{METRICS[metric.name]}@{k}{suffix}",
-            "share" if metric.name in SHARES else "",
-            metric.value,
-            low=metric.low,
-            high=metric.high,
-            main=metric.name in SHOWN and not suffix,
-        )
+        yield from rows_of(name, baseline.as_served, baseline, record.k)
 
 
 def certainty(record: EvaluationRecord) -> str:
@@ -306,34 +314,40 @@ def findings_in_words(model: Model) -> Iterator[tuple[str, str]]:
         yield "repeats", repeats_in_words(model.search.repeats)
 
 
+def quality_report(model: Model) -> Report:
+    """Return a report of a model: how good its lists are, its parameters, and the findings of its evaluation.
+
+    Without an evaluation, it has no metrics.
+    """
+    origins = {"model": described(model.params), **dict(findings_in_words(model))}
+    record = model.evaluation
+    if record is None:
+        return Report(kind="train", sentence=_NOT_EVALUATED, origins=origins)
+    return Report(
+        kind="train",
+        sentence=answer_in_words(record),
+        rows=tuple(metric_rows(record)),
+        columns=columns_at(record.k),
+        origins=origins,
+    )
+
+
 def model_report(path: Path) -> Report:
     """Return the report of the model folder *path*: its parameters, evaluation, and lists of a few users.
 
-    Without an evaluation, it has no metrics. The same folder gives the same report. Raises DataError for a folder that
-    holds no model of this version.
+    The same folder gives the same report. Raises DataError for a folder that holds no model of this version.
     """
     model = load(path)
     description = describe(path)
     record = model.evaluation
-    report = Report(
+    return replace(
+        quality_report(model),
         kind=f"evaluate report {path}",
-        sentence=_NOT_EVALUATED,
-        origins={"model": described(model.params), **dict(findings_in_words(model))},
         tables=tuple(_user_tables(model, n=10 if record is None else record.k)),
         method=(_METHOD_NOTE,),
-        broken=("no baseline was beaten",),
+        broken=("no baseline was beaten",) if record is None else tuple(lost_comparisons(record)),
         configuration={name: fact for name, fact in description.to_json().items() if name not in _SHOWN_ELSEWHERE},
         machine={"date": description.created_at, **json_values(description.data)},
-    )
-    if record is None:
-        return report
-
-    return replace(
-        report,
-        sentence=answer_in_words(record),
-        rows=tuple(metric_rows(record)),
-        columns=metric_columns(record),
-        broken=tuple(lost_comparisons(record)),
     )
 
 

@@ -451,8 +451,8 @@ KINDS = {
             Need.LIVE_NAMES,
             _names_kept,
             default=1.0,
-            remedy="publish again with {lists} for each list that is missing, and for attributes with {attributes} of a "
-            "file that has these columns, {kind} for those of another kind, and {show} with those that were in answers",
+            remedy="publish again with {lists} for each list that is missing, and for attributes with {attributes} of "
+            "a file that has these columns, {kind} for those of another kind, {show} with those that were in answers",
         ),
     )
 }
