@@ -210,7 +210,7 @@ class TrainReport:
         return replace(
             report,
             sentence=self.verdict or f"The lists were not tested. {self.note}",
-            origins=report.origins | {"learned": f"from {counts}", "written": str(self.out)},
+            origins={**report.origins, "learned": f"from {counts}", "written": str(self.out)},
             notes=(f"look out: {self.warning}",) if self.warning else (),
         )
 

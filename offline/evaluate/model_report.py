@@ -1,6 +1,6 @@
 """How good a model is: the answer, one table and the split, for `hotplate train` and `hotplate evaluate report`."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
@@ -35,6 +35,7 @@ _METHOD_NOTE = (
 _TABLES_NOTE = "From the least to the most active user; histories begin with the latest or the heaviest interaction."
 _NOT_EVALUATED = "It is not known how good this model is: it was trained without an evaluation."
 _NO_INTERVAL = "no interval is known, as it takes two users"
+_TESTED = " in the test data, which training did not see"
 THESE_LISTS = "these lists"
 PERSONAL_ONLY = ", personal lists only"
 _POPULARITIES = frozenset({"popularity", "recent popularity"})
@@ -82,12 +83,13 @@ METRICS = (
 )
 
 
-def columns_at(k: int) -> tuple[Column, ...]:
-    """Return the columns of the table of lists measured at *k*; shares are shown in %."""
+def columns_of(rows: Iterable[Row], k: int) -> tuple[Column, ...]:
+    """Return the columns of the table of *rows* of lists measured at *k*; shares are shown in %."""
+    figures = {row.figure for row in rows}
     columns = list[Column]()
     for metric in METRICS:
-        if metric.column:
-            figure = f"{metric.figure}@{k}"
+        figure = f"{metric.figure}@{k}"
+        if metric.column and figure in figures:
             shown = ("%", 2) if metric.unit else ("", 3)
             columns.append(Column(figure, metric.column.format(k=k), *shown))
     return tuple(columns)
@@ -103,28 +105,36 @@ def rows_of(subject: str, served: RankingMetrics, personal: ListMetrics | None, 
                 yield from metric.rows(subject, personal, k, PERSONAL_ONLY)
 
 
-def answer_in_words(record: EvaluationRecord) -> str:
-    """Return sentences on how good the lists of a model are, compared with popular items, for whom, and how personal.
+def answer_in_words(record: EvaluationRecord, lists: str = "The lists", *, tested: str = _TESTED) -> str:
+    """Return sentences on how good *lists* are, compared with popular items, for whom, and how personal.
 
-    Both are measured as served: users without a list get the popular one.
+    Both are measured as served: users without a list get the popular one. *tested* says which users these are.
     """
     served = record.as_served
-    tested = " in the test data, which training did not see"
-
+    is_popularity = record.engine == "popularity"
+    name = name_of(record.engine, record.params)
     better = better_popularity(record)
     if better is None:
-        name = name_of(record.engine, record.params)
-        ndcg = f"nDCG@{served.k} {served.ndcg:.3f}"
-        return f"Everybody gets {_in_words(name)} ({name}), {ndcg}. {hits_in_words(served, tested)}."
+        subject = f"Everybody gets {_in_words(name)} ({name})," if is_popularity else f"{lists} have"
+        advice = "" if is_popularity else "; with earlier interactions, they are compared with popular items"
+        return f"{subject} nDCG@{served.k} {served.ndcg:.3f}. {hits_in_words(served, tested)}{advice}."
 
-    name, popularity = better
-    lists = "The lists"
-    if record.engine == "popularity":
-        lists = f"Everybody gets {_in_words(name_of(record.engine, record.params))}; these lists"
-    comparison = popular_comparison(
-        lists, served, popularity.as_served, popularity.model_leads_by, popularity_name=name, tested=tested
+    popularity_name, popularity = better
+    if is_popularity:
+        lists = f"Everybody gets {_in_words(name)}; these lists"
+    lead = popularity.model_leads_by
+    popular = popularity.as_served
+    comparison = "not proven better"
+    if lead.verdict != "cannot tell":
+        comparison = lead.verdict
+        if popular.ndcg:
+            comparison = f"{100 * abs(lead.ndcg) / popular.ndcg:.0f} % {comparison}"
+    return (
+        f"{lists} are {comparison} than {_in_words(popularity_name)} ({popularity_name}), nDCG@{served.k} "
+        f"{served.ndcg:.3f} against {popular.ndcg:.3f}. {hits_in_words(served, tested)} (of the popular list: "
+        f"{100 * popular.hit_rate:.0f} %). {_groups_in_words(record, popularity)}"
+        f"{_spread_in_words(record.model, popularity)}"
     )
-    return f"{comparison} {_groups_in_words(record, popularity)}{_spread_in_words(record.model, popularity)}"
 
 
 def better_popularity(record: EvaluationRecord) -> tuple[str, BaselineRecord] | None:
@@ -143,10 +153,13 @@ def is_popular_by_another_name(record: EvaluationRecord) -> bool:
 
 
 def _groups_in_words(record: EvaluationRecord, popularity: BaselineRecord) -> str:
-    """Return a sentence on users with a list, and one on those without, empty if all have one."""
+    """Return a sentence on users with a list, and one on those without.
+
+    Empty if one of these groups is, and if the groups of *popularity* are others.
+    """
     model = record.model
     missing = model.users - model.users_with_lists
-    if not missing or not model.users_with_lists:
+    if not missing or not model.users_with_lists or popularity.users_with_lists != model.users_with_lists:
         return ""
     returning, new = ndcg_by_group(model, record.as_served)
     popular_returning, popular_new = ndcg_by_group(popularity, popularity.as_served)
@@ -175,33 +188,7 @@ def _spread_in_words(lists: ListMetrics, popular: ListMetrics) -> str:
     )
 
 
-def popular_comparison(
-    lists: str,
-    served: RankingMetrics,
-    popular: RankingMetrics,
-    lead: Lead,
-    *,
-    popularity_name: str = "popularity",
-    tested: str = "",
-) -> str:
-    """Return sentences on how *lists* compare with popular items, both as served, and how many users hit.
-
-    *lead* is that of the nDCG of *served*. *popularity_name* is that of the baseline in the table. *tested* says which
-    users these are.
-    """
-    comparison = "not proven better"
-    if lead.verdict != "cannot tell":
-        comparison = lead.verdict
-        if popular.ndcg:
-            comparison = f"{100 * abs(lead.ndcg) / popular.ndcg:.0f} % {comparison}"
-    return (
-        f"{lists} are {comparison} than {_in_words(popularity_name)} ({popularity_name}), nDCG@{served.k} "
-        f"{served.ndcg:.3f} against {popular.ndcg:.3f}. {hits_in_words(served, tested)} (of the popular list: "
-        f"{100 * popular.hit_rate:.0f} %)."
-    )
-
-
-def hits_in_words(served: RankingMetrics, tested: str = "") -> str:
+def hits_in_words(served: RankingMetrics, tested: str) -> str:
     """Return how many users chose an item of their list; *tested* says which users these are."""
     users = format_count(served.users, "user")
     return f"Of {users}{tested}, {100 * served.hit_rate:.0f} % chose an item of their list of {served.k}"
@@ -267,7 +254,8 @@ def split_in_words(record: EvaluationRecord) -> str:
     if record.users_drawn_from:
         parts.append(f"drawn at random from {format_count(record.users_drawn_from, 'user')}")
     if missing := model.users - model.users_with_lists:
-        parts.append(f"{missing:,} of {users} have no list and get the popular one")
+        is_served = record.as_served.users_with_lists == model.users
+        parts.append(f"{missing:,} of {users} have no list" + (" and get the popular one" if is_served else ""))
     if record.cold_pairs:
         parts.append(f"{format_count(record.cold_pairs, 'pair')} of items that were new")
     if record.split is not None and record.split.kind in _RANDOM_SPLITS:
@@ -301,17 +289,12 @@ def _baselines(record: EvaluationRecord) -> Iterator[tuple[str, BaselineRecord]]
         yield name_of(engine, baseline.params), baseline
 
 
-def findings_in_words(model: Model) -> Iterator[tuple[str, str]]:
-    """Yield findings below the table, each a name and a sentence: certainty of nDCG, the test, variety and repeats."""
-    record = model.evaluation
-    if record is not None:
-        yield "nDCG", certainty(record)
-        yield "test", split_in_words(record)
-        if variety := variety_in_words(record):
-            yield "variety", variety
-
-    if model.search is not None and model.search.repeats is not None:
-        yield "repeats", repeats_in_words(model.search.repeats)
+def findings_in_words(record: EvaluationRecord) -> Iterator[tuple[str, str]]:
+    """Yield findings below the table, each a name and a sentence: certainty of nDCG, the test and variety."""
+    yield "nDCG", certainty(record)
+    yield "test", split_in_words(record)
+    if variety := variety_in_words(record):
+        yield "variety", variety
 
 
 def quality_report(model: Model) -> Report:
@@ -319,17 +302,20 @@ def quality_report(model: Model) -> Report:
 
     Without an evaluation, it has no metrics.
     """
-    origins = {"model": described(model.params), **dict(findings_in_words(model))}
+    report = Report(kind="train", sentence=_NOT_EVALUATED, origins={"model": described(model.params)})
     record = model.evaluation
-    if record is None:
-        return Report(kind="train", sentence=_NOT_EVALUATED, origins=origins)
-    return Report(
-        kind="train",
-        sentence=answer_in_words(record),
-        rows=tuple(metric_rows(record)),
-        columns=columns_at(record.k),
-        origins=origins,
-    )
+    if record is not None:
+        rows = tuple(metric_rows(record))
+        report = replace(
+            report,
+            sentence=answer_in_words(record),
+            rows=rows,
+            columns=columns_of(rows, record.k),
+            origins={**report.origins, **dict(findings_in_words(record))},
+        )
+    if model.search is not None and model.search.repeats is not None:
+        return replace(report, origins={**report.origins, "repeats": repeats_in_words(model.search.repeats)})
+    return report
 
 
 def model_report(path: Path) -> Report:
