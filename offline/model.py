@@ -58,7 +58,6 @@ class Model:
     search         None if its parameters were not searched
     similar        source of similar items
     repeats        how users' own interactions count in lists that keep seen items
-    user_segments  the segment of each user, None where unknown; None without segments
     popular_half_life_days  of popularity; None counts all users alike
     """
 
@@ -75,7 +74,6 @@ class Model:
     search: SearchRecord | None = None
     popular_half_life_days: float | None = None
     repeats: RepeatParams = field(default_factory=RepeatParams)
-    user_segments: list[str | None] | None = None
 
     @property
     def id(self) -> str:
@@ -102,7 +100,6 @@ class Model:
             ids=self.matrix.user_ids[rows],
             user_items=self.matrix.user_items[rows],
             factors=ranker.user_factors[rows] if isinstance(ranker, Factors) else None,
-            segments=None if self.user_segments is None else self.user_segments[rows],
         )
 
     def with_users(self, users: "Users") -> "Model":
@@ -111,7 +108,7 @@ class Model:
         if isinstance(ranker, Factors) and users.factors is not None:
             ranker = replace(ranker, user_factors=users.factors)
         matrix = replace(self.matrix, user_ids=users.ids, user_items=users.user_items, history=None)
-        return replace(self, ranker=ranker, matrix=matrix, user_segments=users.segments)
+        return replace(self, ranker=ranker, matrix=matrix)
 
 
 class Users(NamedTuple):
@@ -124,7 +121,6 @@ class Users(NamedTuple):
     ids: list[str]
     user_items: UserItems
     factors: Floats | None
-    segments: list[str | None] | None
     own: UserItems | None = None
     shown: UserItems | None = None
 

@@ -13,8 +13,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import polars as pl
-
 from hotplate.base.report import Report, format_count
 from hotplate.offline.errors import SettingError, require_above_zero, require_at_least
 from hotplate.offline.evaluate.evaluation import BASELINES, EvaluateOptions, evaluate_parts
@@ -495,16 +493,7 @@ def _fit_model(
         popular_half_life_days=half_life_days,
         similar=fit_similar(matrix.user_items, choice.similar, matrix.times),
         repeats=RepeatParams() if choice.repeats is None else choice.repeats.params,
-        user_segments=_segments_of(interactions.user_segments, matrix.user_ids),
     )
-
-
-def _segments_of(known: pl.DataFrame | None, user_ids: list[str]) -> list[str | None] | None:
-    """Return the segment of each user, None where unknown; *known* are rows [user, segment], None without segments."""
-    if known is None:
-        return None
-    users = pl.DataFrame({"user": user_ids}, schema={"user": pl.String})
-    return users.join(known, on="user", how="left", maintain_order="left").get_column("segment").to_list()
 
 
 def _test_split(settings: TrainSettings, matrix: Matrix, on_notice: Notice) -> Parts | None:
