@@ -18,7 +18,7 @@ from hotplate.offline.errors import SettingError, require_above_zero, require_at
 from hotplate.offline.evaluate.evaluation import BASELINES, EvaluateOptions, evaluate_parts
 from hotplate.offline.evaluate.model_report import answer_in_words, is_popular_by_another_name, quality_report
 from hotplate.offline.evaluate.records import EvaluationRecord, RepeatSearch, json_values
-from hotplate.offline.evaluate.splits import Parts, SplitKind, SplitOptions, split
+from hotplate.offline.evaluate.splits import Parts, SplitOptions, split
 from hotplate.offline.input.files import DataSource, check_source, named_paths
 from hotplate.offline.input.filters import parse_filter
 from hotplate.offline.input.history import Weighing, Weighting
@@ -61,21 +61,6 @@ Notice = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
-class AutoSplit:
-    """A split by time, or by item if the data lack times or users after the cut; options as of SplitOptions."""
-
-    test_share: float = 0.25
-    seed: int = 42
-
-    def __post_init__(self) -> None:
-        self.of("by-time")
-
-    def of(self, kind: SplitKind) -> SplitOptions:
-        """Return the split of this kind."""
-        return SplitOptions(kind, test_share=self.test_share, seed=self.seed)
-
-
-@dataclass(frozen=True, slots=True)
 class TrainSettings:
     """Options of a training on *path* and *more*: paths, URLs, polars, Arrow or pandas frames.
 
@@ -93,7 +78,7 @@ class TrainSettings:
     titles: Path | None = None
     min_per_user: int = 1
     min_per_item: int = 1
-    split: SplitOptions | AutoSplit | None = field(default_factory=AutoSplit)
+    split: SplitOptions | None = SplitOptions("auto")  # noqa: RUF009 -- immutable
     k: int = 10
     params: Params = field(default_factory=ALSParams)
     tuning: TuneOptions | None = None
@@ -127,7 +112,7 @@ class TrainSettings:
                     f"The search would ignore {self.params}: only ALSParams are its defaults. Give "
                     "tuning=TuneOptions(cells=(…,)) to try these, or tuning=None to train with them."
                 )
-        if not isinstance(self.split, SplitOptions | AutoSplit | None):
+        if not isinstance(self.split, SplitOptions | None):
             raise SettingError(
                 f"split is {self.split!r}; it must be SplitOptions('by-time'), or None for no evaluation."
             )
@@ -499,18 +484,18 @@ def _fit_model(
 def _test_split(settings: TrainSettings, matrix: Matrix, on_notice: Notice) -> Parts | None:
     """Split *matrix* for the evaluation as *settings* say; None if they want none.
 
-    An AutoSplit is by time if the data have times and that leaves enough users to test. Otherwise it is a random draw
-    of items, and *on_notice* is called with a sentence that says why.
+    The split `auto` is by time if the data have times and that leaves enough users to test. Otherwise it is a random
+    draw of items, and *on_notice* is called with a sentence that says why.
     """
     wanted = settings.split
     if wanted is None:
         return None
-    if isinstance(wanted, SplitOptions):
+    if wanted.kind != "auto":
         return _split(settings, matrix, wanted)
 
     reason = "the data have no times, so the test is a random draw, which flatters; name them with --time-column"
     if matrix.history is not None:
-        test = _split(settings, matrix, wanted.of("by-time"))
+        test = _split(settings, matrix, replace(wanted, kind="by-time"))
         tested = len(test.tested)
         if tested >= _FEWEST_TESTED and test.train.nnz:
             return test
@@ -519,7 +504,7 @@ def _test_split(settings: TrainSettings, matrix: Matrix, on_notice: Notice) -> P
             "--split by-time insists"
         )
     on_notice(reason)
-    return _split(settings, matrix, wanted.of("by-item"))
+    return _split(settings, matrix, replace(wanted, kind="by-item"))
 
 
 def _split(settings: TrainSettings, matrix: Matrix, options: SplitOptions) -> Parts:

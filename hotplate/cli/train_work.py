@@ -15,7 +15,7 @@ from hotplate.offline.input.files import DataSource
 from hotplate.offline.search.trials import count_stored
 from hotplate.offline.search.tuning import Search, TuneOptions
 from hotplate.offline.train.engine import described, read_params
-from hotplate.offline.training import AutoSplit, TrainReport, TrainSettings, train, trials_folder
+from hotplate.offline.training import TrainReport, TrainSettings, train, trials_folder
 
 # Off a terminal, the time of larger inputs is estimated, by a rate measured on one core.
 LARGE_BYTES = 20_000_000
@@ -73,11 +73,9 @@ def train_settings(flags: TrainFlags) -> TrainSettings:
     """
     params = read_params(flags.engine or "als", flags.params or "", flags.seed)
 
-    split: SplitOptions | AutoSplit | None = None
-    if flags.split is None:
-        split = AutoSplit(test_share=flags.test_share, seed=flags.seed)
-    elif flags.split != "none":
-        split = SplitOptions(flags.split, test_share=flags.test_share, seed=flags.seed)
+    split = None
+    if flags.split != "none":
+        split = SplitOptions(flags.split or "auto", test_share=flags.test_share, seed=flags.seed)
 
     return TrainSettings(
         path=flags.data[0],
