@@ -9,17 +9,19 @@ from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
 from hotplate.base.report import Report, Row, format_count, rounded
 from hotplate.offline.errors import DataError, SettingError
-from hotplate.offline.evaluate.evaluation import EngineResult, EvaluatedLists, recommend_all
+from hotplate.offline.evaluate.evaluation import (
+    EngineResult,
+    EvaluatedLists,
+    EvaluateOptions,
+    evaluate_engine,
+    measure_lists,
+)
 from hotplate.offline.evaluate.metrics import (
-    ListMetrics,
     RatingMetrics,
-    Spread,
-    coverage,
     fill_empty_lists,
     measure_ratings,
     measure_users,
@@ -45,7 +47,7 @@ from hotplate.offline.list_import import read_scored
 from hotplate.offline.measurement import read_lists
 from hotplate.offline.model import Model
 from hotplate.offline.options import Format
-from hotplate.offline.train.popularity import Popularity, order_by_popularity
+from hotplate.offline.train.popularity import PopularityParams, order_by_popularity
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.compression import load_decode
 from hotplate.stores.encoding import OVERALL, POPULAR, USER
@@ -298,23 +300,24 @@ class Evaluator:
         """
         lists = self._item_numbers(candidate)
         history = self._history
-        popular: EvaluatedLists | None = None
+        baseline: EngineResult | None = None
         fillers = np.zeros(0, dtype=np.int32)
         cold_pairs = 0
         if history is not None:
             counts = users_per_item(history)
             cold_pairs = int(np.count_nonzero(counts[self._test.indices] == 0))
             fillers = order_by_popularity(counts)[: np.count_nonzero(counts)]
-            popular = self._popular_lists(history, counts)
+            parts = Parts.of(history, self._test, repeats=True)
+            baseline = evaluate_engine(parts, PopularityParams(), EvaluateOptions(k=self._k))
         if candidate.popular is not None:
             fillers = _numbers_of_ids(candidate.popular, self._items)
             nobody = np.full_like(lists, -1)
-            popular = popular or EvaluatedLists(nobody, fill_empty_lists(nobody, fillers))
+            served = EvaluatedLists(nobody, fill_empty_lists(nobody, fillers))
+            baseline = baseline or measure_lists(served, self._test, None)
 
-        result = self._result(EvaluatedLists(lists, fill_empty_lists(lists, fillers)))
+        result = measure_lists(EvaluatedLists(lists, fill_empty_lists(lists, fillers)), self._test, history)
         baselines = dict[str, BaselineRecord]()
-        if popular is not None:
-            baseline = self._result(popular)
+        if baseline is not None:
             baselines["popularity"] = BaselineRecord(
                 **asdict(baseline.metrics),
                 params={},
@@ -334,23 +337,6 @@ class Evaluator:
             intervals=dict(result.metrics.intervals),
             baselines=baselines,
         )
-
-    def _result(self, evaluated: EvaluatedLists) -> EngineResult:
-        """Measure lists, alone and as served."""
-        personal = measure_users(evaluated.lists, self._test)
-        served = measure_users(evaluated.as_served, self._test)
-        metrics = ListMetrics(
-            **asdict(personal.metrics),
-            coverage=None if self._history is None else coverage(evaluated.lists, self._history),
-            **Spread.of(evaluated.lists[personal.users])._asdict(),
-        )
-        return EngineResult(metrics, served.metrics, served.values["ndcg"])
-
-    def _popular_lists(self, history: UserItems, counts: NDArray[np.int64]) -> EvaluatedLists:
-        """Return lists of the popular items of *history* that users do not have, by *counts*, the items' users."""
-        ranker = Popularity(counts.astype(np.float32))
-        parts = Parts.of(history, self._test, repeats=True)
-        return recommend_all(ranker, parts, self._k, ranker)
 
     def compare(self, first: Candidate, second: Candidate) -> Report:
         """Return a report on the metrics of two candidates, A and B, with the 95 % intervals of their differences.
