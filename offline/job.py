@@ -197,7 +197,7 @@ class Attempt:
 
         if last is not None and not last.is_abandoned and last.options == options and last.inputs == digests.inputs:
             has_release = any(entry.id == last.release for entry in catalogue.releases)
-            if last.outcome is None or catalogue.live or has_release:
+            if last.summary is None or catalogue.live or has_release:
                 return _ChosenRun(last, catalogue)
 
         trained_by = ""
@@ -228,7 +228,7 @@ class Attempt:
         if run.is_unnoted:
             self._note_release(folder, is_live=catalogue.live == run.release)
 
-        if run.outcome is Outcome.REFUSED and status is not ReleaseStatus.PUBLISHED:
+        if last.outcome is Outcome.REFUSED and status is not ReleaseStatus.PUBLISHED:
             if status is ReleaseStatus.MISSING:  # so it cannot be activated, as the summary advises
                 erased = f"release {run.release} was refused, and erased since; other data or options begin a new run"
                 self._update_summary(error=erased)

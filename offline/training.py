@@ -16,7 +16,7 @@ from typing import Any
 from hotplate.base.report import Report, format_count
 from hotplate.offline.errors import SettingError, require_above_zero, require_at_least
 from hotplate.offline.evaluate.evaluation import BASELINES, EvaluateOptions, evaluate_parts
-from hotplate.offline.evaluate.model_report import answer_in_words, is_popular_by_another_name, quality_report
+from hotplate.offline.evaluate.model_report import answer_in_words, quality_report, warnings_of
 from hotplate.offline.evaluate.records import EvaluationRecord, RepeatSearch, json_values
 from hotplate.offline.evaluate.splits import Parts, SplitOptions, split
 from hotplate.offline.input.files import DataSource, check_source, named_paths
@@ -36,13 +36,11 @@ from hotplate.offline.steps import timed
 from hotplate.offline.train.als import ALSParams
 from hotplate.offline.train.engine import (
     Params,
-    as_options,
     described,
     engine_of,
     estimate_fit_s,
     fit,
     params_class,
-    params_from,
 )
 from hotplate.offline.train.popularity import PopularityParams, Recency, most_popular, popular_by_segment
 from hotplate.offline.train.repeats import RepeatParams
@@ -142,26 +140,7 @@ class TrainReport:
     def warning(self) -> str | None:
         """Sentences about lists that hardly differ, and a baseline that is certainly better on the test, or None."""
         evaluation = self.model.evaluation
-        if evaluation is None:
-            return None
-
-        sentences = []
-        if is_popular_by_another_name(evaluation):
-            sentences.append(
-                "these are popular lists in all but name: two users share half of their items; --prefer variety has "
-                "lists that differ more"
-            )
-
-        # A lead is the model's nDCG minus the baseline's, so the best baseline has the lowest.
-        baselines = evaluation.baselines.items()
-        name, best = min(baselines, key=lambda pair: pair[1].model_leads_by.ndcg, default=("", None))
-        if best is not None and best.model_leads_by.verdict == "worse":
-            params = params_from(name.removeprefix("recent "), best.params)
-            sentences.append(
-                f"{described(params)} ranks better than this model on the test: nDCG@{evaluation.k} "
-                f"{best.as_served.ndcg:.4f} against {evaluation.as_served.ndcg:.4f}; train with {as_options(params)}"
-            )
-        return "; ".join(sentences) or None
+        return None if evaluation is None else "; ".join(warnings_of(evaluation)) or None
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as JSON values: the data, the parameters, the evaluation, the search and the durations."""
@@ -187,19 +166,49 @@ class TrainReport:
 
     @property
     def report(self) -> Report:
-        """The model, its quality and the evaluation as a report; `note` explains a missing evaluation."""
+        """How good the lists are beside baselines, the model and its search, and what was read and written."""
         report = quality_report(self.model)
-        counts = ", ".join(f"{count:,} {kind}" for kind, count in self.model.matrix.counts.items())
+        warnings = [f"look out: {self.warning}"] if self.warning else []
         return replace(
             report,
             sentence=self.verdict or f"The lists were not tested. {self.note}",
-            origins={**report.origins, "learned": f"from {counts}", "written": str(self.out)},
-            notes=(f"look out: {self.warning}",) if self.warning else (),
+            origins={**report.origins, "model": _model_in_words(self), **dict(_read_and_written(self))},
+            notes=(*warnings, *self.model.data.notes),
         )
 
     def _repr_html_(self) -> str:
         """Return the report for notebooks."""
         return self.report._repr_html_()
+
+
+def _model_in_words(report: TrainReport) -> str:
+    """Return the engine and its parameters, and how they were found."""
+    model = described(report.model.params)
+    search = report.search
+    if search is None:
+        return f"{model}. {report.tuning_note}"
+    trial = search.trials[search.recommended]
+    tried = f"the best of {len(search.trials)} tried in {report.seconds['tune']:.0f} s"
+    return f"{model}: {tried} (nDCG@{search.k} {trial.ndcg:.4f} on the inner split)"
+
+
+def _read_and_written(report: TrainReport) -> Iterator[tuple[str, str]]:
+    """Yield labels and texts: the rows that were read, their columns, what was learned from, and the files written."""
+    data = report.model.data
+    left_out_rows = [f"{count:,} left out: {reason}" for reason, count in data.left_out.items()]
+    yield "read", "; ".join([f"{format_count(data.rows, 'row')} of {data.source}", *left_out_rows])
+    yield "columns", ", ".join(f"{role}={name}" for role, name in asdict(data.columns).items() if name)
+
+    matrix = report.model.matrix
+    kept = {**matrix.counts, "titles": len(report.model.titles)}
+    sentences = ["from " + ", ".join(f"{count:,} {kind}" for kind, count in kept.items())]
+    for name, count in asdict(matrix.left_out).items():
+        if count:
+            sentences.append(f"{count:,} {name.replace('_', ' ')}, with fewer than the minimum")
+    yield "learned", "; ".join(sentences)
+
+    stages = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in report.seconds.items())
+    yield "written", f"{report.out} ({stages})"
 
 
 def train(

@@ -20,7 +20,7 @@ from hotplate.offline.evaluate.records import (
 from hotplate.offline.input.pairs import Indices, items_per_user
 from hotplate.offline.model import Model
 from hotplate.offline.model_folder import describe, load
-from hotplate.offline.train.engine import described, name_of
+from hotplate.offline.train.engine import as_options, described, name_of, params_from
 
 _SHOWN_USERS = 10
 _SHOWN_HISTORY = 20
@@ -146,12 +146,6 @@ def better_popularity(record: EvaluationRecord) -> tuple[str, BaselineRecord] | 
     return max(known, key=lambda pair: pair[1].as_served.ndcg, default=None)
 
 
-def is_popular_by_another_name(record: EvaluationRecord) -> bool:
-    """Return whether lists of an engine hardly differ between users: two have half of their items in common."""
-    shared = record.model.shared_items
-    return record.engine != "popularity" and shared is not None and shared >= record.k / 2
-
-
 def _groups_in_words(record: EvaluationRecord, popularity: BaselineRecord) -> str:
     """Return a sentence on users with a list, and one on those without.
 
@@ -228,17 +222,24 @@ def difference_in_words(name: str, lead: Lead) -> str:
     return f"{abs(lead.ndcg):.4f} {lead.verdict} than {name} ({least:.4f} to {most:.4f})"
 
 
-def lost_comparisons(record: EvaluationRecord) -> Iterator[str]:
-    """Yield a sentence for each baseline that ranks better than the lists."""
-    if not record.baselines:
-        yield "no baseline was beaten"
+def warnings_of(record: EvaluationRecord) -> Iterator[str]:
+    """Yield sentences about lists that hardly differ between users, and a baseline that is certainly better."""
+    shared = record.model.shared_items
+    if record.engine != "popularity" and shared is not None and shared >= record.k / 2:
+        yield (
+            "these are popular lists in all but name: two users share half of their items; --prefer variety has lists "
+            "that differ more"
+        )
 
-    for name, baseline in _baselines(record):
-        lead = baseline.model_leads_by
-        if lead.ndcg < 0:
-            doubt = ", too little to be certain" if lead.verdict == "cannot tell" else ""
-            figures = f"{baseline.as_served.ndcg:.4f} against {record.as_served.ndcg:.4f}"
-            yield f"{name} ranks better than these lists: nDCG@{record.k} {figures}{doubt}"
+    # A lead is the model's nDCG minus the baseline's, so the best baseline has the lowest.
+    baselines = record.baselines.items()
+    name, best = min(baselines, key=lambda pair: pair[1].model_leads_by.ndcg, default=("", None))
+    if best is not None and best.model_leads_by.verdict == "worse":
+        params = params_from(name.removeprefix("recent "), best.params)
+        yield (
+            f"{described(params)} ranks better than this model on the test: nDCG@{record.k} "
+            f"{best.as_served.ndcg:.4f} against {record.as_served.ndcg:.4f}; train with {as_options(params)}"
+        )
 
 
 def split_in_words(record: EvaluationRecord) -> str:
@@ -331,7 +332,7 @@ def model_report(path: Path) -> Report:
         kind=f"evaluate report {path}",
         tables=tuple(_user_tables(model, n=10 if record is None else record.k)),
         method=(_METHOD_NOTE,),
-        broken=("no baseline was beaten",) if record is None else tuple(lost_comparisons(record)),
+        broken=() if record is None else tuple(warnings_of(record)),
         configuration={name: fact for name, fact in description.to_json().items() if name not in _SHOWN_ELSEWHERE},
         machine={"date": description.created_at, **json_values(description.data)},
     )

@@ -311,9 +311,8 @@ class Evaluator:
             baseline = evaluate_engine(parts, PopularityParams(), EvaluateOptions(k=self._k))
         if candidate.popular is not None:
             fillers = _numbers_of_ids(candidate.popular, self._items)
-            nobody = np.full_like(lists, -1)
-            served = EvaluatedLists(nobody, fill_empty_lists(nobody, fillers))
-            baseline = baseline or measure_lists(served, self._test, None)
+            popular = fill_empty_lists(np.full_like(lists, -1), fillers)
+            baseline = baseline or measure_lists(EvaluatedLists(popular, popular), self._test, None)
 
         result = measure_lists(EvaluatedLists(lists, fill_empty_lists(lists, fillers)), self._test, history)
         baselines = dict[str, BaselineRecord]()
