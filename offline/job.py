@@ -450,6 +450,4 @@ class Attempt:
         entry = catalogue.find(manifest.release)
         if entry.state is not State.READY or not manifest.refused_by:
             return reason or withdrawal(entry, arm)
-        served = catalogue.ref_of(arm)
-        live = None if served is None else served.id
-        return refusal_by_gates(manifest.release, manifest.origin.gates.verdicts, arm=arm, live=live, options=AS_KEYS)
+        return refusal_by_gates(manifest.release, manifest.origin.gates, arm, AS_KEYS)
