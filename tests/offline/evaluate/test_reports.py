@@ -173,3 +173,21 @@ def test_truth_is_read_and_left_out_rows_are_counted(tmp_path: Path) -> None:
     path.write_text("user,item,rating\na,x,good\n")
     with pytest.raises(DataError, match="row 2, column 'rating': 'good' is not a finite number"):
         read_truth(path, {"rating": "rating"})
+
+
+def test_users_without_a_list_are_told_apart_where_popularity_has_the_same(tmp_path: Path) -> None:
+    truth = "".join(f"u{user},i{user % 3}\n" for user in range(8))
+    history = "".join(f"u{user},j{user % 2}\n" for user in range(6))
+    lists = "".join(f"u{user},i{user % 3},1\n" for user in range(6))
+    paths = written(tmp_path, t=f"user,item\n{truth}", h=f"user,item\n{history}", l=f"user,item,score\n{lists}")
+    choices = read_truth(paths[0], {})
+    candidate = candidate_from_files(paths[2], choices.pairs, {})
+    report = Evaluator(choices, [candidate], 1, read_history(paths[1], {})).evaluate(candidate)
+    assert "For 6 returning users it is 1.000 against 0.000; 2 new users get the popular list" in report.sentence
+    assert report.origins["test"].endswith(
+        "2 of 8 users have no list and get the popular one; 8 pairs of items that were new"
+    )
+    fewer = replace(candidate, lists=candidate.lists.head(3))
+    assert "returning" not in Evaluator(choices, [fewer], 1, read_history(paths[1], {})).evaluate(fewer).sentence
+    alone = Evaluator(choices, [candidate], 1, None).evaluate(candidate)
+    assert alone.origins["test"] == "given split: 8 of 8 pairs, of 8 users; 2 of 8 users have no list"
