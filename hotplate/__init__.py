@@ -36,7 +36,7 @@ if TYPE_CHECKING:  # what `_HOMES` says, for type checkers
     from hotplate.offline.train.blend import BlendParams
     from hotplate.offline.train.item_based import EASEParams, NeighbourParams
     from hotplate.offline.train.popularity import PopularityParams, Recency
-    from hotplate.offline.training import AutoSplit, TrainReport, TrainSettings, train
+    from hotplate.offline.training import TrainReport, TrainSettings, train
     from hotplate.releases import activate, copy, prune, release_log, rollback, verify
     from hotplate.serve.embedded import Lists, SyncLists, open_sync
     from hotplate.serve.embedded import open_lists as open  # noqa: A004 -- as webbrowser.open: it is always hotplate.open
@@ -90,7 +90,6 @@ __all__ = [
     "AccessDenied",
     "Answer",
     "AsyncClient",
-    "AutoSplit",
     "BatchTooLarge",
     "BlendParams",
     "CanaryRunning",
@@ -193,7 +192,6 @@ _HOMES = {
     "ALSParams": "hotplate.offline.train.als:ALSParams",
     "Answer": "hotplate.client:Answer",
     "AsyncClient": "hotplate.client:AsyncClient",
-    "AutoSplit": "hotplate.offline.training:AutoSplit",
     "BatchTooLarge": "hotplate.client:BatchTooLarge",
     "BlendParams": "hotplate.offline.train.blend:BlendParams",
     "CanaryRunning": "hotplate.stores.errors:CanaryRunning",

@@ -12,7 +12,7 @@ from hotplate.offline.errors import SettingError, require_at_least, require_betw
 from hotplate.offline.input.columns import named_values
 from hotplate.offline.input.history import DAY_US, NO_TIME, Times
 from hotplate.offline.input.pairs import Indices, Mask, UserItems, no_items, row_slices, users_per_item
-from hotplate.offline.model import Model, Users
+from hotplate.offline.model import Model
 from hotplate.offline.train.popularity import order_by_popularity
 from hotplate.offline.train.ranking import Ranked
 
@@ -72,8 +72,8 @@ def are_new(user_items: UserItems, times: Times, days: int) -> Mask:
 class NewItems:
     """Draws new items for users' lists.
 
-    A user draws without replacement, each item with a weight of 1 plus the number of users of their segment who have
-    it. Hashes of seed, user and item decide (Efraimidis and Spirakis, 2006), so a draw depends on no other user.
+    A user draws without replacement, each item with a weight of 1 plus the number of users who have it. Hashes of seed,
+    user and item decide (Efraimidis and Spirakis, 2006), so a draw depends on no other user.
     """
 
     def __init__(self, explore: Explore, model: Model, new: Mask, *, keep_seen: bool) -> None:
@@ -90,26 +90,27 @@ class NewItems:
         self._number_of[self.items] = np.arange(len(self.items), dtype=np.int32)
 
         self._hashes = _hashes([model.matrix.item_ids[item] for item in self.items.tolist()], explore.seed)
-        self._segments, self._weights = self._draw_weights(model)
+        self._weights = 1.0 + counts[self.items]
 
-    def insert_new_items(self, users: Users, lists: Ranked, length: int) -> Ranked:
-        """Insert new items into the lists of *users*: `explore.new` at random places of each ten, with a score of -inf.
+    def insert_new_items(self, users: Sequence[str], user_items: UserItems, lists: Ranked, length: int) -> Ranked:
+        """Insert new items into lists of users: `explore.new` at random places of each ten, with a score of -inf.
 
-        The result is wider than *lists*; -1 stands at places without an item. The items behind an inserted one move
-        back, and the first of ten places keeps its item. Items in the first *length* places are not drawn, but an item
-        further down may then be listed twice. Empty lists stay empty.
+        *users* are ids, and *user_items* their items [users, items]. The result is wider than *lists*; -1 stands at
+        places without an item. The items behind an inserted one move back, and the first of ten places keeps its item.
+        Items in the first *length* places are not drawn, but an item further down may then be listed twice. Empty lists
+        stay empty.
         """
         items, scores = lists
         # The first *length* places, in groups of ten.
         tens = -(-length // _TEN)
-        drawn = self._draw_items(users, items[:, :length], tens * self.explore.new)
+        drawn = self._draw_items(users, user_items, items[:, :length], tens * self.explore.new)
         is_empty = items[:, 0] < 0
         drawn[is_empty] = -1
 
         # True at the places of new items; the items of the lists take the others.
         width = max(items.shape[1] + drawn.shape[1], tens * _TEN)
         is_inserted = np.zeros((len(items), width), dtype=np.bool_)
-        is_inserted[:, : tens * _TEN] = self._draw_places(users.ids, tens)
+        is_inserted[:, : tens * _TEN] = self._draw_places(users, tens)
         padding = ((0, 0), (0, width - drawn.shape[1] - items.shape[1]))
 
         # A mask is filled row by row, and each row has as many places as items.
@@ -120,19 +121,18 @@ class NewItems:
         wider.scores[~is_inserted] = np.pad(scores, padding).ravel()
         return wider
 
-    def _draw_items(self, users: Users, listed: Indices, n: int) -> Indices:
+    def _draw_items(self, users: Sequence[str], user_items: UserItems, listed: Indices, n: int) -> Indices:
         """Draw *n* new items for each user [users, n], -1 if there are fewer.
 
         A user gets the items with the highest random keys. Not drawn are *listed* items [users, any], those in the list
         already, and those that the user has, unless seen items are kept.
         """
-        segments = users.segments or [None] * len(users.ids)
         drawn = no_items(len(listed), n)
 
         # Blocks of users, as each user has a key for all new items.
         for rows in row_slices(len(listed), _CELLS_AT_ONCE // max(1, len(self.items))):
-            keys = self._draw_keys(users.ids[rows], segments[rows])
-            self._exclude_from_draw(keys, users.user_items[rows], listed[rows])
+            keys = self._draw_keys(users[rows])
+            self._exclude_from_draw(keys, user_items[rows], listed[rows])
 
             best = np.argsort(-keys, axis=1, kind="stable")[:, :n]
             is_drawn = np.isfinite(np.take_along_axis(keys, best, axis=1))
@@ -152,20 +152,14 @@ class NewItems:
         rows, places = np.nonzero(columns >= 0)
         keys[rows, columns[rows, places]] = -np.inf
 
-    def _draw_keys(self, users: Sequence[str], segments: Sequence[str | None]) -> npt.NDArray[np.float64]:
+    def _draw_keys(self, users: Sequence[str]) -> npt.NDArray[np.float64]:
         """Return random keys of new items for each user [users, new items]; the items with the highest keys are drawn.
 
         This is a weighted draw without replacement (Efraimidis and Spirakis, 2006): a key is log(u) / weight, where u
-        is uniform in (0, 1), from hashes of the user's and the item's id. *users* are ids, and *segments* their groups,
-        None where unknown. `_weights` [segments + 1, new items] has a row for each segment, numbered by `_segments`,
-        and a last one for users without a known segment.
+        is uniform in (0, 1), from hashes of the user's and the item's id.
         """
-        user_hashes = _hashes(users, self.explore.seed)
-        uniform = _uniform(user_hashes[:, None] ^ self._hashes)
-
-        last_row = len(self._segments)
-        rows = [self._segments.get(segment or "", last_row) for segment in segments]
-        keys: npt.NDArray[np.float64] = np.log(uniform) / self._weights[rows]
+        hashes = _hashes(users, self.explore.seed)[:, None] ^ self._hashes
+        keys: npt.NDArray[np.float64] = np.log(_uniform(hashes)) / self._weights
         return keys
 
     def _draw_places(self, users: Sequence[str], tens: int) -> Mask:
@@ -183,28 +177,6 @@ class NewItems:
         is_drawn = np.zeros(keys.shape, dtype=np.bool_)
         np.put_along_axis(is_drawn, drawn, values=True, axis=2)
         return is_drawn.reshape(len(users), tens * _TEN)
-
-    def _draw_weights(self, model: Model) -> tuple[dict[str, int], npt.NDArray[np.float64]]:
-        """Return the row of each segment (a group of users), and the weights of new items [segments + 1, new items].
-
-        A weight is 1 plus the number of the segment's users who have the item. The last row counts all users, also
-        those without a segment.
-        """
-        segments = model.user_segments or []
-        row_by_segment = {segment: row for row, segment in enumerate(sorted({*filter(None, segments)}))}
-
-        # The pairs of a user and a new item; columns are the numbers of new items.
-        pairs = model.matrix.user_items[:, self.items].tocoo()
-        weights = np.ones((len(row_by_segment) + 1, len(self.items)))
-        weights[-1] += np.bincount(pairs.col, minlength=len(self.items))
-
-        if row_by_segment:
-            # The row of each pair's segment, -1 for a user without one.
-            user_rows = np.array([row_by_segment.get(segment or "", -1) for segment in segments])
-            pair_rows = user_rows[pairs.row]
-            has_segment = pair_rows >= 0
-            np.add.at(weights, (pair_rows[has_segment], pairs.col[has_segment]), 1)
-        return row_by_segment, weights
 
 
 def _hashes(ids: Sequence[str], seed: int) -> Hashes:

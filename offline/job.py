@@ -113,20 +113,6 @@ class _ChosenRun(NamedTuple):
     catalogue: Catalogue
 
 
-@dataclass(frozen=True, slots=True)
-class _Published:
-    """A written release.
-
-    *refusal* says why it is not published, empty if it is; *erased* are the releases that were pruned.
-    """
-
-    manifest: Manifest
-    status: ReleaseStatus
-    refusal: str
-    is_live: bool
-    erased: list[ReleaseId]
-
-
 class Attempt:
     """One attempt at a job, which continues a run that was interrupted; `summary` is valid even if it fails.
 
@@ -211,7 +197,7 @@ class Attempt:
 
         if last is not None and not last.is_abandoned and last.options == options and last.inputs == digests.inputs:
             has_release = any(entry.id == last.release for entry in catalogue.releases)
-            if last.outcome is None or catalogue.live or has_release:
+            if last.summary is None or catalogue.live or has_release:
                 return _ChosenRun(last, catalogue)
 
         trained_by = ""
@@ -242,7 +228,7 @@ class Attempt:
         if run.is_unnoted:
             self._note_release(folder, is_live=catalogue.live == run.release)
 
-        if run.outcome is Outcome.REFUSED and status is not ReleaseStatus.PUBLISHED:
+        if last.outcome is Outcome.REFUSED and status is not ReleaseStatus.PUBLISHED:
             if status is ReleaseStatus.MISSING:  # so it cannot be activated, as the summary advises
                 erased = f"release {run.release} was refused, and erased since; other data or options begin a new run"
                 self._update_summary(error=erased)
@@ -275,12 +261,12 @@ class Attempt:
 
         status = run_on(store_url, partial(self._find_status, run.release))
         lists = self._measured_lists(folder) if status is ReleaseStatus.MISSING else None
-        published = run_on(store_url, partial(self._publish, folder, lists), self._observer)
+        catalogue = run_on(store_url, partial(self._publish, folder, lists), self._observer)
 
-        self._summarize(published, folder.run.seconds)
+        self._update_summary(seconds=folder.run.seconds)
         if logged is not None:
-            self._note_release(folder, is_live=published.is_live, logged=logged)
-        if published.status is not ReleaseStatus.READY:
+            self._note_release(folder, is_live=catalogue.live == run.release, logged=logged)
+        if status_of(run.release, catalogue, self._job.publishing) is not ReleaseStatus.READY:
             folder.finish(self.summary)
 
     def _train_model(self, folder: RunFolder) -> None:
@@ -368,29 +354,35 @@ class Attempt:
         """Return what a release has become."""
         return status_of(release, await store.catalogue(), self._job.publishing)
 
-    async def _publish(self, folder: RunFolder, lists: NamedLists | None, store: Store) -> _Published:
+    async def _publish(self, folder: RunFolder, lists: NamedLists | None, store: Store) -> Catalogue:
         """Write the *lists* as the run's release and make it live, unless an earlier attempt did; then prune old ones.
 
         *lists* is None if an earlier attempt has written the release. It is then activated if it is ready, and may go
-        live. Raises StoreError; a failure to prune is a warning.
+        live. The summary says what has become of it, and the catalogue before the pruning is returned. Raises
+        StoreError; a failure to prune is a warning.
         """
+        release = folder.run.release
         reason = ""  # why this attempt did not make the release live, if so
 
         if lists is not None:
             written = await self._write_lists(folder, lists, store)
             reason = "" if written.refused is None else str(written.refused)
-        elif await self._find_status(folder.run.release, store) is ReleaseStatus.READY:
+        elif await self._find_status(release, store) is ReleaseStatus.READY:
             try:
                 with folder.step("activate"):
-                    await self._activate(folder.run.release, store)
+                    await self._activate(release, store)
             except HeldBack as error:
                 reason = str(error)
 
-        published = await self._read_published(folder.run.release, reason, store)
+        catalogue = await store.catalogue()
+        manifest = await load_manifest(store, catalogue.find(release).ref)
+        self._summarize(manifest, catalogue, reason)
+
         erased = list[ReleaseId]()
-        with folder.step("prune"), failure_as_warning(not_pruned(folder.run.release)):
+        with folder.step("prune"), failure_as_warning(not_pruned(release)):
             erased = await prune(store, keep=self._job.publishing.keep, keep_ready_s=self._keep_ready_s)
-        return replace(published, erased=erased)
+        self._update_summary(erased=erased)
+        return catalogue
 
     async def _write_lists(self, folder: RunFolder, lists: NamedLists, store: Store) -> Written:
         """Write *lists* as the run's release, or continue its draft: the release, as an interrupted attempt left it.
@@ -435,45 +427,27 @@ class Attempt:
         with signed(publishing.reason):
             await activate(store, release, arm=publishing.arm, end_canary=publishing.end_canary)
 
-    async def _read_published(self, release: ReleaseId, reason: str, store: Store) -> _Published:
-        """Read the present state of a written release; *reason* says why this attempt did not make it live, if so.
+    def _summarize(self, manifest: Manifest, catalogue: Catalogue, reason: str) -> None:
+        """Put the outcome of the run, by the *manifest* of its release and the *catalogue*, into the summary.
 
-        Of several reasons why it is not published, failed gates (bounds that its lists must meet) are reported first.
+        *reason* says why this attempt did not make the release live, if so.
         """
-        publishing = self._job.publishing
-        catalogue = await store.catalogue()
-        entry = catalogue.find(release)
-        manifest = await load_manifest(store, entry.ref)
-        status = status_of(release, catalogue, publishing)
-
-        refusal = ""
-        if status is not ReleaseStatus.PUBLISHED:
-            refusal = reason or withdrawal(entry, publishing.arm)
-            if entry.state is State.READY and manifest.refused_by:
-                served = catalogue.ref_of(publishing.arm)
-                refusal = refusal_by_gates(
-                    release,
-                    manifest.origin.gates.verdicts,
-                    arm=publishing.arm,
-                    live=None if served is None else served.id,
-                    options=AS_KEYS,
-                )
-
-        return _Published(manifest, status, refusal, is_live=catalogue.live == release, erased=[])
-
-    def _summarize(self, published: _Published, seconds: dict[str, float]) -> None:
-        """Put the outcome of the run into the summary; *seconds* are its durations by step, over all attempts."""
-        manifest = published.manifest
+        is_published = status_of(manifest.release, catalogue, self._job.publishing) is ReleaseStatus.PUBLISHED
         # Of the model of the default list, as served if lists without one count; empty without an evaluation.
         quality = manifest.origin.quality
         metrics = {**quality.model, **quality.as_served}
-        is_published = published.status is ReleaseStatus.PUBLISHED
         self._update_summary(
             outcome=Outcome.PUBLISHED if is_published else Outcome.REFUSED,
-            error=published.refusal or UNSET,
+            error=UNSET if is_published else self._refusal(manifest, catalogue, reason),
             metrics={name: value for name, value in metrics.items() if isinstance(value, int | float)},
             gates=list(manifest.origin.gates.verdicts),
             lists=manifest.counts,
-            erased=published.erased,
-            seconds=seconds,
         )
+
+    def _refusal(self, manifest: Manifest, catalogue: Catalogue, reason: str) -> str:
+        """Return why a release is not published: failed gates, else the *reason* of this attempt, or its withdrawal."""
+        arm = self._job.publishing.arm
+        entry = catalogue.find(manifest.release)
+        if entry.state is not State.READY or not manifest.refused_by:
+            return reason or withdrawal(entry, arm)
+        return refusal_by_gates(manifest.release, manifest.origin.gates, arm, AS_KEYS)

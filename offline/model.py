@@ -59,7 +59,6 @@ class Model:
     search         None if its parameters were not searched
     similar        source of similar items
     repeats        how users' own interactions count in lists that keep seen items
-    user_segments  the segment of each user, None where unknown; None without segments
     popular_half_life_days  of popularity; None counts all users alike
     """
 
@@ -76,7 +75,6 @@ class Model:
     search: SearchRecord | None = None
     popular_half_life_days: float | None = None
     repeats: RepeatParams = field(default_factory=RepeatParams)
-    user_segments: list[str | None] | None = None
 
     @property
     def id(self) -> str:
@@ -103,7 +101,6 @@ class Model:
             ids=self.matrix.user_ids[rows],
             user_items=self.matrix.user_items[rows],
             factors=None if factors is None else factors.user_factors[rows],
-            segments=None if self.user_segments is None else self.user_segments[rows],
         )
 
     def with_users(self, users: "Users") -> "Model":
@@ -112,7 +109,7 @@ class Model:
         if isinstance(ranker, Factors | Blend) and users.factors is not None:
             ranker = with_user_factors(ranker, users.factors)
         matrix = replace(self.matrix, user_ids=users.ids, user_items=users.user_items, history=None)
-        return replace(self, ranker=ranker, matrix=matrix, user_segments=users.segments)
+        return replace(self, ranker=ranker, matrix=matrix)
 
 
 class Users(NamedTuple):
@@ -125,7 +122,6 @@ class Users(NamedTuple):
     ids: list[str]
     user_items: UserItems
     factors: Floats | None
-    segments: list[str | None] | None
     own: UserItems | None = None
     shown: UserItems | None = None
 

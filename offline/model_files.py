@@ -1,6 +1,6 @@
 """The tables and arrays of a model's folder.
 
-users.parquet               [user, perhaps segment]
+users.parquet               [user]; earlier versions wrote segments, too
 items.parquet               [item, title]
 user_items.npz              the matrix, and the rows behind its pairs (`History`), if times are known
 similar.npz                 similar items
@@ -36,10 +36,7 @@ Arrays: TypeAlias = dict[str, Array]
 def write(model: Model, folder: Path) -> None:
     """Write all tables and arrays of a model to an empty folder."""
     matrix = model.matrix
-    users = pl.DataFrame({"user": matrix.user_ids})
-    if model.user_segments is not None:
-        users = users.with_columns(pl.Series("segment", model.user_segments, dtype=pl.String))
-    users.write_parquet(folder / "users.parquet")
+    pl.DataFrame({"user": matrix.user_ids}).write_parquet(folder / "users.parquet")
 
     titles = pl.Series("title", [model.titles.get(item) for item in matrix.item_ids], dtype=pl.String)
     pl.DataFrame({"item": matrix.item_ids, "title": titles}).write_parquet(folder / "items.parquet")
@@ -82,7 +79,6 @@ def read(path: Path, description: Description) -> Model:
         search=description.tuning,
         popular_half_life_days=description.popular_half_life_days,
         repeats=description.repeats,
-        user_segments=users.get_column("segment").to_list() if "segment" in users.columns else None,
     )
 
 

@@ -303,14 +303,8 @@ class RuledLists:
         An item that is then listed twice loses its later place, and lists are cut to their former width.
         """
         matrix = self.model.matrix
-        segments = self.model.user_segments
-        chosen = Users(
-            ids=[matrix.user_ids[user] for user in users.tolist()],
-            user_items=matrix.user_items[users],
-            factors=None,
-            segments=None if segments is None else [segments[user] for user in users.tolist()],
-        )
-        wider = new.insert_new_items(chosen, lists, self.length)
+        ids = [matrix.user_ids[user] for user in users.tolist()]
+        wider = new.insert_new_items(ids, matrix.user_items[users], lists, self.length)
         return wider.without_repeats(lists.items.shape[1])
 
     def _put_pins_first(self, users: Indices, lists: Ranked) -> Ranked:

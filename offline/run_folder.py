@@ -90,8 +90,7 @@ class Run:
     training      digest of the options and input files of the training, empty if no run may take over its model
     trained_by    id of the earlier run that trained its model, empty if this one does
     seconds       wall time by disjoint step, over all attempts
-    outcome       PUBLISHED or REFUSED; None before the end
-    summary       None before the end
+    summary       of PUBLISHED or REFUSED; None before the end
     is_abandoned  whether no attempt continues it, as its release was in conflict or its model is damaged
     is_unnoted    whether noting its release in MLflow failed; the next attempt tries again
     """
@@ -103,7 +102,6 @@ class Run:
     training: str = ""
     trained_by: str = ""
     seconds: dict[str, float] = field(default_factory=dict)
-    outcome: Outcome | None = None
     summary: Summary | None = None
     is_abandoned: bool = False
     is_unnoted: bool = False
@@ -219,7 +217,7 @@ class RunFolder:
         """Record the end, and remove older models."""
         if summary.outcome is Outcome.PUBLISHED:
             self.succeeded_at = time()
-        self.record(replace(self.run, outcome=summary.outcome, summary=summary))
+        self.record(replace(self.run, summary=summary))
         self.sweep()
 
     def sweep(self) -> None:

@@ -10,18 +10,15 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from html import escape
 from pathlib import Path
 from typing import Any
 
-import polars as pl
-
-from hotplate.base.report import format_count, format_row
+from hotplate.base.report import Report, format_count
 from hotplate.offline.errors import SettingError, require_above_zero, require_at_least
 from hotplate.offline.evaluate.evaluation import BASELINES, EvaluateOptions, evaluate_parts
-from hotplate.offline.evaluate.model_report import answer_in_words, is_popular_by_another_name, metric_rows
+from hotplate.offline.evaluate.model_report import answer_in_words, quality_report, warnings_of
 from hotplate.offline.evaluate.records import EvaluationRecord, RepeatSearch, json_values
-from hotplate.offline.evaluate.splits import Parts, SplitKind, SplitOptions, split
+from hotplate.offline.evaluate.splits import Parts, SplitOptions, split
 from hotplate.offline.input.files import DataSource, check_source, named_paths
 from hotplate.offline.input.filters import parse_filter
 from hotplate.offline.input.history import Weighing, Weighting
@@ -39,13 +36,11 @@ from hotplate.offline.steps import timed
 from hotplate.offline.train.als import ALSParams
 from hotplate.offline.train.engine import (
     Params,
-    as_options,
     described,
     engine_of,
     estimate_fit_s,
     fit,
     params_class,
-    params_from,
 )
 from hotplate.offline.train.popularity import PopularityParams, Recency, most_popular, popular_by_segment
 from hotplate.offline.train.repeats import RepeatParams
@@ -61,21 +56,6 @@ _LONG_FIT_S = 10
 # Called with (stage, done, total).
 OnStage = Callable[[str, int, int], None]
 Notice = Callable[[str], None]
-
-
-@dataclass(frozen=True, slots=True)
-class AutoSplit:
-    """A split by time, or by item if the data lack times or users after the cut; options as of SplitOptions."""
-
-    test_share: float = 0.25
-    seed: int = 42
-
-    def __post_init__(self) -> None:
-        self.of("by-time")
-
-    def of(self, kind: SplitKind) -> SplitOptions:
-        """Return the split of this kind."""
-        return SplitOptions(kind, test_share=self.test_share, seed=self.seed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +76,7 @@ class TrainSettings:
     titles: Path | None = None
     min_per_user: int = 1
     min_per_item: int = 1
-    split: SplitOptions | AutoSplit | None = field(default_factory=AutoSplit)
+    split: SplitOptions | None = SplitOptions("auto")  # noqa: RUF009 -- immutable
     k: int = 10
     params: Params = field(default_factory=ALSParams)
     tuning: TuneOptions | None = None
@@ -130,7 +110,7 @@ class TrainSettings:
                     f"The search would ignore {self.params}: only ALSParams are its defaults. Give "
                     "tuning=TuneOptions(cells=(…,)) to try these, or tuning=None to train with them."
                 )
-        if not isinstance(self.split, SplitOptions | AutoSplit | None):
+        if not isinstance(self.split, SplitOptions | None):
             raise SettingError(
                 f"split is {self.split!r}; it must be SplitOptions('by-time'), or None for no evaluation."
             )
@@ -160,26 +140,7 @@ class TrainReport:
     def warning(self) -> str | None:
         """Sentences about lists that hardly differ, and a baseline that is certainly better on the test, or None."""
         evaluation = self.model.evaluation
-        if evaluation is None:
-            return None
-
-        sentences = []
-        if is_popular_by_another_name(evaluation):
-            sentences.append(
-                "these are popular lists in all but name: two users share half of their items; --prefer variety has "
-                "lists that differ more"
-            )
-
-        # A lead is the model's nDCG minus the baseline's, so the best baseline has the lowest.
-        baselines = evaluation.baselines.items()
-        name, best = min(baselines, key=lambda pair: pair[1].model_leads_by.ndcg, default=("", None))
-        if best is not None and best.model_leads_by.verdict == "worse":
-            params = params_from(name.removeprefix("recent "), best.params)
-            sentences.append(
-                f"{described(params)} ranks better than this model on the test: nDCG@{evaluation.k} "
-                f"{best.as_served.ndcg:.4f} against {evaluation.as_served.ndcg:.4f}; train with {as_options(params)}"
-            )
-        return "; ".join(sentences) or None
+        return None if evaluation is None else "; ".join(warnings_of(evaluation)) or None
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as JSON values: the data, the parameters, the evaluation, the search and the durations."""
@@ -203,19 +164,51 @@ class TrainReport:
             "seconds": {stage: round(seconds, 3) for stage, seconds in self.seconds.items()},
         }
 
+    @property
+    def report(self) -> Report:
+        """How good the lists are beside baselines, the model and its search, and what was read and written."""
+        report = quality_report(self.model)
+        warnings = [f"look out: {self.warning}"] if self.warning else []
+        return replace(
+            report,
+            sentence=self.verdict or f"The lists were not tested. {self.note}",
+            origins={**report.origins, "model": _model_in_words(self), **dict(_read_and_written(self))},
+            notes=(*warnings, *self.model.data.notes),
+        )
+
     def _repr_html_(self) -> str:
-        """Return the model, its quality and the evaluation for notebooks."""
-        counts = ", ".join(f"{count:,} {kind}" for kind, count in self.model.matrix.counts.items())
-        model = f"{described(self.model.params)}, of {counts}, in {self.out}"
-        texts = [text for text in (model, self.verdict, self.warning, self.note) if text]
-        page = "".join(f"<p>{escape(text)}</p>" for text in texts)
-        if self.model.evaluation is None:
-            return page
-        rows = []
-        for row in metric_rows(self.model.evaluation):
-            cells = (row.subject, row.figure, *format_row(row))
-            rows.append("".join(f"<td>{escape(cell)}</td>" for cell in cells))
-        return f"{page}<p>with 95 % intervals</p><table><tr>{'</tr><tr>'.join(rows)}</tr></table>"
+        """Return the report for notebooks."""
+        return self.report._repr_html_()
+
+
+def _model_in_words(report: TrainReport) -> str:
+    """Return the engine and its parameters, and how they were found."""
+    model = described(report.model.params)
+    search = report.search
+    if search is None:
+        return f"{model}. {report.tuning_note}"
+    trial = search.trials[search.recommended]
+    tried = f"the best of {len(search.trials)} tried in {report.seconds['tune']:.0f} s"
+    return f"{model}: {tried} (nDCG@{search.k} {trial.ndcg:.4f} on the inner split)"
+
+
+def _read_and_written(report: TrainReport) -> Iterator[tuple[str, str]]:
+    """Yield labels and texts: the rows that were read, their columns, what was learned from, and the files written."""
+    data = report.model.data
+    left_out_rows = [f"{count:,} left out: {reason}" for reason, count in data.left_out.items()]
+    yield "read", "; ".join([f"{format_count(data.rows, 'row')} of {data.source}", *left_out_rows])
+    yield "columns", ", ".join(f"{role}={name}" for role, name in asdict(data.columns).items() if name)
+
+    matrix = report.model.matrix
+    kept = {**matrix.counts, "titles": len(report.model.titles)}
+    sentences = ["from " + ", ".join(f"{count:,} {kind}" for kind, count in kept.items())]
+    for name, count in asdict(matrix.left_out).items():
+        if count:
+            sentences.append(f"{count:,} {name.replace('_', ' ')}, with fewer than the minimum")
+    yield "learned", "; ".join(sentences)
+
+    stages = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in report.seconds.items())
+    yield "written", f"{report.out} ({stages})"
 
 
 def train(
@@ -495,33 +488,24 @@ def _fit_model(
         popular_half_life_days=half_life_days,
         similar=fit_similar(matrix.user_items, choice.similar, matrix.times),
         repeats=RepeatParams() if choice.repeats is None else choice.repeats.params,
-        user_segments=_segments_of(interactions.user_segments, matrix.user_ids),
     )
-
-
-def _segments_of(known: pl.DataFrame | None, user_ids: list[str]) -> list[str | None] | None:
-    """Return the segment of each user, None where unknown; *known* are rows [user, segment], None without segments."""
-    if known is None:
-        return None
-    users = pl.DataFrame({"user": user_ids}, schema={"user": pl.String})
-    return users.join(known, on="user", how="left", maintain_order="left").get_column("segment").to_list()
 
 
 def _test_split(settings: TrainSettings, matrix: Matrix, on_notice: Notice) -> Parts | None:
     """Split *matrix* for the evaluation as *settings* say; None if they want none.
 
-    An AutoSplit is by time if the data have times and that leaves enough users to test. Otherwise it is a random draw
-    of items, and *on_notice* is called with a sentence that says why.
+    The split `auto` is by time if the data have times and that leaves enough users to test. Otherwise it is a random
+    draw of items, and *on_notice* is called with a sentence that says why.
     """
     wanted = settings.split
     if wanted is None:
         return None
-    if isinstance(wanted, SplitOptions):
+    if wanted.kind != "auto":
         return _split(settings, matrix, wanted)
 
     reason = "the data have no times, so the test is a random draw, which flatters; name them with --time-column"
     if matrix.history is not None:
-        test = _split(settings, matrix, wanted.of("by-time"))
+        test = _split(settings, matrix, replace(wanted, kind="by-time"))
         tested = len(test.tested)
         if tested >= _FEWEST_TESTED and test.train.nnz:
             return test
@@ -530,7 +514,7 @@ def _test_split(settings: TrainSettings, matrix: Matrix, on_notice: Notice) -> P
             "--split by-time insists"
         )
     on_notice(reason)
-    return _split(settings, matrix, wanted.of("by-item"))
+    return _split(settings, matrix, replace(wanted, kind="by-item"))
 
 
 def _split(settings: TrainSettings, matrix: Matrix, options: SplitOptions) -> Parts:

@@ -148,7 +148,7 @@ def test_importing_a_light_room_loads_no_heavy_library(room: str) -> None:
         "hotplate.__main__",
         "hotplate.client",
         "hotplate.evaluation",
-        "hotplate.base.report_page",
+        "hotplate.base.report_plots",
     )
     names = [name_of(module) for module in modules_of(room)]
     names = [name for name in names if not name.startswith(extras) and not is_work_of_a_verb(name)]

@@ -21,7 +21,8 @@ from urllib.parse import parse_qsl, urlencode
 from aiohttp import web
 
 from hotplate.base.report import Report
-from hotplate.base.report_page import STYLE_SHEET, draw, other_figures, summary
+from hotplate.base.report_page import STYLE_SHEET, other_figures, summary
+from hotplate.base.report_plots import draw
 from hotplate.bench.errors import BenchMisused
 from hotplate.bench.planner.inputs import DAY_SHAPES, INPUT_FIELDS, PLACEHOLDER_LOAD, InputSource, merge
 from hotplate.bench.planner.pictures import pictures

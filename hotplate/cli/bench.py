@@ -43,7 +43,7 @@ def _measure_and_report(
     If it is interrupted before anything was measured, the files of an earlier report are kept.
     """
     require_folder(written)
-    from hotplate.base import report_page  # imported before the measurement, because it needs an extra
+    from hotplate.base import report_page, report_plots  # noqa: F401 -- before the measurement, because of an extra
 
     is_kept = False
     with progress_display(err) as display:

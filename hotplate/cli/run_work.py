@@ -26,7 +26,6 @@ from hotplate.cli.options import PublishFlags, RunSettings, TrainFlags
 from hotplate.cli.terminal import err, out, progress_bars, shown_store_url, store_url_or_default, text_on_stderr
 from hotplate.offline.errors import SettingError, read_toml
 from hotplate.offline.evaluate.records import metric_names
-from hotplate.offline.evaluate.splits import SplitOptions
 from hotplate.offline.gates.bounds import bounds_of, check, check_names, last_of_each, parse_gates
 from hotplate.offline.gates.table import Gate
 from hotplate.offline.job import Attempt, Job, NamedList
@@ -243,7 +242,7 @@ def _check_training(flags: TrainFlags, path: Path) -> None:
 def _check_gates(gates: Iterable[Gate], settings: TrainSettings) -> None:
     """Raise SettingError for a gate whose metric the training will not measure."""
     split = settings.split
-    has_similar = not isinstance(split, SplitOptions) or split.kind != "held-out-users"
+    has_similar = split is None or split.kind != "held-out-users"
     measured = metric_names(has_similar=has_similar) if split else ()
     check(list(gates), measured, knows_catalogue=True)
 
@@ -299,7 +298,7 @@ def _print_steps(planned: PlannedRun) -> None:
     job = planned.job
     gates = list[str]()
     for gate in bounds_of(job.publishing):
-        side = "≤" if gate.at_most else "≥"
+        side = "≤" if gate.kind.at_most else "≥"
         gates.append(f"{gate.full_name} {side} {gate.bound:g}")
     data = ", ".join(map(str, job.training.data))
     named = f", and {', '.join(job.named)}," if job.named else ""

@@ -1,22 +1,20 @@
 """The work of `hotplate train`: `train_model` trains, and `print_training` prints the report."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict
 from pathlib import Path
 
-from hotplate.base.report import Report, format_count
+from hotplate.base.report import format_count
 from hotplate.cli.options import TrainFlags
 from hotplate.cli.terminal import err, out, print_json, progress_bars, run_interruptibly, show_report, table
 from hotplate.offline.errors import SettingError
-from hotplate.offline.evaluate.model_report import findings_in_words, metric_columns, metric_rows
 from hotplate.offline.evaluate.splits import SplitOptions
 from hotplate.offline.input.columns import parse_event_weights, parse_half_life
 from hotplate.offline.input.files import DataSource
 from hotplate.offline.search.trials import count_stored
 from hotplate.offline.search.tuning import Search, TuneOptions
-from hotplate.offline.train.engine import described, read_params
-from hotplate.offline.training import AutoSplit, TrainReport, TrainSettings, train, trials_folder
+from hotplate.offline.train.engine import read_params
+from hotplate.offline.training import TrainReport, TrainSettings, train, trials_folder
 
 # Off a terminal, the time of larger inputs is estimated, by a rate measured on one core.
 LARGE_BYTES = 20_000_000
@@ -74,11 +72,9 @@ def train_settings(flags: TrainFlags) -> TrainSettings:
     """
     params = read_params(flags.engine or "als", flags.params or "", flags.seed)
 
-    split: SplitOptions | AutoSplit | None = None
-    if flags.split is None:
-        split = AutoSplit(test_share=flags.test_share, seed=flags.seed)
-    elif flags.split != "none":
-        split = SplitOptions(flags.split, test_share=flags.test_share, seed=flags.seed)
+    split = None
+    if flags.split != "none":
+        split = SplitOptions(flags.split or "auto", test_share=flags.test_share, seed=flags.seed)
 
     return TrainSettings(
         path=flags.data[0],
@@ -168,21 +164,7 @@ def print_training(report: TrainReport, *, as_json: bool) -> None:
         print_json(report.to_json())
         return
 
-    model = report.model
-    warnings = [f"look out: {report.warning}"] if report.warning else []
-    shown = Report(
-        kind="train",
-        sentence=report.verdict or f"The lists were not tested. {report.note}",
-        rows=() if model.evaluation is None else tuple(metric_rows(model.evaluation)),
-        columns=() if model.evaluation is None else metric_columns(model.evaluation),
-        origins={
-            "model": _model_in_words(report),
-            **dict(findings_in_words(model)),
-            **dict(_read_and_written(report)),
-        },
-        notes=(*warnings, *model.data.notes),
-    )
-    show_report(shown, as_json=False)
+    show_report(report.report, as_json=False)
     if report.search is not None:
         _print_choices(report.search)
 
@@ -200,33 +182,3 @@ def _print_choices(search: Search) -> None:
             (label, f"{trial.ndcg:.4f}", f"{spread.shared_items:.1f} of {search.k}", f"{spread.half_places:,.0f} items")
         )
     out.print(table(("--prefer", f"nDCG@{search.k}, inner split", "two users share", "half of all places"), rows))
-
-
-def _model_in_words(report: TrainReport) -> str:
-    """Return the engine and its parameters, and how they were found."""
-    model = described(report.model.params)
-    search = report.search
-    if search is None:
-        return f"{model}. {report.tuning_note}"
-    trial = search.trials[search.recommended]
-    tried = f"the best of {len(search.trials)} tried in {report.seconds['tune']:.0f} s"
-    return f"{model}: {tried} (nDCG@{search.k} {trial.ndcg:.4f} on the inner split)"
-
-
-def _read_and_written(report: TrainReport) -> Iterator[tuple[str, str]]:
-    """Yield labels and texts: the rows that were read, their columns, what was learned from, and the files written."""
-    data = report.model.data
-    left_out_rows = [f"{count:,} left out: {reason}" for reason, count in data.left_out.items()]
-    yield "read", "; ".join([f"{format_count(data.rows, 'row')} of {data.source}", *left_out_rows])
-    yield "columns", ", ".join(f"{role}={name}" for role, name in asdict(data.columns).items() if name)
-
-    matrix = report.model.matrix
-    kept = {**matrix.counts, "titles": len(report.model.titles)}
-    sentences = ["from " + ", ".join(f"{count:,} {kind}" for kind, count in kept.items())]
-    for name, count in asdict(matrix.left_out).items():
-        if count:
-            sentences.append(f"{count:,} {name.replace('_', ' ')}, with fewer than the minimum")
-    yield "learned", "; ".join(sentences)
-
-    stages = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in report.seconds.items())
-    yield "written", f"{report.out} ({stages})"

@@ -22,7 +22,7 @@ from hotplate.offline.evaluate.similar_hits import measure_similar
 from hotplate.offline.evaluate.splits import Parts, lists_of_tested
 from hotplate.offline.evaluate.splits import split as split_pairs
 from hotplate.offline.exploration import NEW_DAYS, are_new
-from hotplate.offline.input.pairs import Indices, users_per_item
+from hotplate.offline.input.pairs import Indices, UserItems, users_per_item
 from hotplate.offline.list_encoder import check_length
 from hotplate.offline.model import Model
 from hotplate.offline.ruled_lists import RuledLists
@@ -199,20 +199,28 @@ def evaluate_engine(
     else:
         evaluated = options.make_lists(parts, ranker, similar)
 
-    personal = measure_users(evaluated.lists, parts.test)
-    served = measure_users(evaluated.as_served, parts.test)
+    result = measure_lists(evaluated, parts.test, parts.train)
+    if similar is None:
+        return result
+    tested_lists = evaluated.lists[parts.tested]
+    metrics = replace(
+        result.metrics,
+        list_similarity=ItemSimilarity(similar).mean_within(tested_lists),
+        new_items=share_of_new_items(tested_lists, parts, options.new_days),
+    )
+    return result._replace(metrics=metrics)
 
+
+def measure_lists(evaluated: EvaluatedLists, test: UserItems, train: UserItems | None) -> EngineResult:
+    """Measure lists on the pairs of *test* [users, items], alone and as served; coverage is of the items of *train*."""
+    personal = measure_users(evaluated.lists, test)
+    served = measure_users(evaluated.as_served, test)
     tested_lists = evaluated.lists[personal.users]
     metrics = ListMetrics(
-        **asdict(personal.metrics), coverage=coverage(tested_lists, parts.train), **Spread.of(tested_lists)._asdict()
+        **asdict(personal.metrics),
+        coverage=None if train is None else coverage(tested_lists, train),
+        **Spread.of(tested_lists)._asdict(),
     )
-    if similar is not None:
-        metrics = replace(
-            metrics,
-            list_similarity=ItemSimilarity(similar).mean_within(tested_lists),
-            new_items=share_of_new_items(tested_lists, parts, options.new_days),
-        )
-
     return EngineResult(metrics=metrics, as_served=served.metrics, served_per_user=served.values["ndcg"])
 
 

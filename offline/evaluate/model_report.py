@@ -4,11 +4,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from hotplate.base.report import Column, Report, Row, TextTable, format_count
-from hotplate.offline.evaluate.metrics import ListMetrics, RankingMetrics, measured
+from hotplate.offline.evaluate.metrics import ListMetrics, RankingMetrics
 from hotplate.offline.evaluate.records import (
     BaselineRecord,
     EvaluationRecord,
@@ -19,7 +20,7 @@ from hotplate.offline.evaluate.records import (
 from hotplate.offline.input.pairs import Indices, items_per_user
 from hotplate.offline.model import Model
 from hotplate.offline.model_folder import describe, load
-from hotplate.offline.train.engine import described, name_of
+from hotplate.offline.train.engine import as_options, described, name_of, params_from
 
 _SHOWN_USERS = 10
 _SHOWN_HISTORY = 20
@@ -34,45 +35,106 @@ _METHOD_NOTE = (
 _TABLES_NOTE = "From the least to the most active user; histories begin with the latest or the heaviest interaction."
 _NOT_EVALUATED = "It is not known how good this model is: it was trained without an evaluation."
 _NO_INTERVAL = "no interval is known, as it takes two users"
+_TESTED = " in the test data, which training did not see"
 THESE_LISTS = "these lists"
-_POPULARITIES = frozenset({"popularity", "recent popularity"})
-# Metrics in the table's order, with their headings; shares are shown in %.
-METRICS = {
-    "ndcg": "nDCG", "recall": "recall", "precision": "precision", "map": "MAP", "mrr": "MRR", "hit_rate": "hit rate",
-    "recall_at_k": "recall, of k at most", "coverage": "coverage", "list_similarity": "similarity within a list",
-    "new_items": "new items",
-}  # fmt: skip
-SHOWN = ("ndcg", "recall", "precision", "map", "mrr", "hit_rate", "coverage")
-SHARES = frozenset({"hit_rate", "coverage", "new_items"})
-# Of personal lists: there is no figure as served.
-PERSONAL = ("coverage", "list_similarity", "new_items")
 PERSONAL_ONLY = ", personal lists only"
+_POPULARITIES = frozenset({"popularity", "recent popularity"})
 # Facts of a model that are shown elsewhere, or only about files.
 _SHOWN_ELSEWHERE = frozenset({"metrics", "tuning", "files", "format", "data"})
 
 
-def answer_in_words(record: EvaluationRecord) -> str:
-    """Return sentences on how good the lists of a model are, compared with popular items, for whom, and how personal.
+class Metric(NamedTuple):
+    """A metric in reports.
 
-    Both are measured as served: users without a list get the popular one.
+    name         in records
+    figure       its name in rows, before `@` and the length of the lists
+    column       the heading of its column; without, it is not in the table
+    unit         `share`, or empty
+    is_personal  whether it is measured of personal lists alone: there is no figure as served
+    """
+
+    name: str
+    figure: str
+    column: str = ""
+    unit: str = ""
+    is_personal: bool = False
+
+    def rows(self, subject: str, metrics: RankingMetrics, k: int, suffix: str = "") -> Iterator[Row]:
+        """Yield the row of the metric with its interval, named as `nDCG@10` and *suffix*; none if not measured."""
+        value: float | None = getattr(metrics, self.name, None)
+        if value is not None:
+            low, high = metrics.intervals.get(self.name, (None, None))
+            is_main = bool(self.column) and not suffix
+            yield Row(subject, f"{self.figure}@{k}{suffix}", self.unit, value, low=low, high=high, main=is_main)
+
+
+# In the order of tables.
+METRICS = (
+    Metric("ndcg", "nDCG", "nDCG\n@{k}"),
+    Metric("recall", "recall", "recall"),
+    Metric("precision", "precision", "precision"),
+    Metric("map", "MAP", "MAP"),
+    Metric("mrr", "MRR", "MRR"),
+    Metric("hit_rate", "hit rate", "hit rate\n%", "share"),
+    Metric("recall_at_k", "recall, of k at most"),
+    Metric("coverage", "coverage", "coverage\n%", "share", is_personal=True),
+    Metric("list_similarity", "similarity within a list", is_personal=True),
+    Metric("new_items", "new items", unit="share", is_personal=True),
+)
+
+
+def columns_of(rows: Iterable[Row], k: int) -> tuple[Column, ...]:
+    """Return the columns of the table of *rows* of lists measured at *k*; shares are shown in %."""
+    figures = {row.figure for row in rows}
+    columns = list[Column]()
+    for metric in METRICS:
+        figure = f"{metric.figure}@{k}"
+        if metric.column and figure in figures:
+            shown = ("%", 2) if metric.unit else ("", 3)
+            columns.append(Column(figure, metric.column.format(k=k), *shown))
+    return tuple(columns)
+
+
+def rows_of(subject: str, served: RankingMetrics, personal: ListMetrics | None, k: int) -> Iterator[Row]:
+    """Yield the rows of one subject: ranking as *served*, then what is known of its *personal* lists alone."""
+    for metric in METRICS:
+        yield from metric.rows(subject, personal if personal and metric.is_personal else served, k)
+    if personal is not None:
+        for metric in METRICS:
+            if not metric.is_personal:
+                yield from metric.rows(subject, personal, k, PERSONAL_ONLY)
+
+
+def answer_in_words(record: EvaluationRecord, lists: str = "The lists", *, tested: str = _TESTED) -> str:
+    """Return sentences on how good *lists* are, compared with popular items, for whom, and how personal.
+
+    Both are measured as served: users without a list get the popular one. *tested* says which users these are.
     """
     served = record.as_served
-    tested = " in the test data, which training did not see"
-
+    is_popularity = record.engine == "popularity"
+    name = name_of(record.engine, record.params)
     better = better_popularity(record)
     if better is None:
-        name = name_of(record.engine, record.params)
-        ndcg = f"nDCG@{served.k} {served.ndcg:.3f}"
-        return f"Everybody gets {_in_words(name)} ({name}), {ndcg}. {hits_in_words(served, tested)}."
+        subject = f"Everybody gets {_in_words(name)} ({name})," if is_popularity else f"{lists} have"
+        advice = "" if is_popularity else "; with earlier interactions, they are compared with popular items"
+        return f"{subject} nDCG@{served.k} {served.ndcg:.3f}. {hits_in_words(served, tested)}{advice}."
 
-    name, popularity = better
-    lists = "The lists"
-    if record.engine == "popularity":
-        lists = f"Everybody gets {_in_words(name_of(record.engine, record.params))}; these lists"
-    comparison = popular_comparison(
-        lists, served, popularity.as_served, popularity.model_leads_by, popularity_name=name, tested=tested
+    popularity_name, popularity = better
+    if is_popularity:
+        lists = f"Everybody gets {_in_words(name)}; these lists"
+    lead = popularity.model_leads_by
+    popular = popularity.as_served
+    comparison = "not proven better"
+    if lead.verdict != "cannot tell":
+        comparison = lead.verdict
+        if popular.ndcg:
+            comparison = f"{100 * abs(lead.ndcg) / popular.ndcg:.0f} % {comparison}"
+    return (
+        f"{lists} are {comparison} than {_in_words(popularity_name)} ({popularity_name}), nDCG@{served.k} "
+        f"{served.ndcg:.3f} against {popular.ndcg:.3f}. {hits_in_words(served, tested)} (of the popular list: "
+        f"{100 * popular.hit_rate:.0f} %). {_groups_in_words(record, popularity)}"
+        f"{_spread_in_words(record.model, popularity)}"
     )
-    return f"{comparison} {_groups_in_words(record, popularity)}{_spread_in_words(record.model, popularity)}"
 
 
 def better_popularity(record: EvaluationRecord) -> tuple[str, BaselineRecord] | None:
@@ -84,17 +146,14 @@ def better_popularity(record: EvaluationRecord) -> tuple[str, BaselineRecord] | 
     return max(known, key=lambda pair: pair[1].as_served.ndcg, default=None)
 
 
-def is_popular_by_another_name(record: EvaluationRecord) -> bool:
-    """Return whether lists of an engine hardly differ between users: two have half of their items in common."""
-    shared = record.model.shared_items
-    return record.engine != "popularity" and shared is not None and shared >= record.k / 2
-
-
 def _groups_in_words(record: EvaluationRecord, popularity: BaselineRecord) -> str:
-    """Return a sentence on users with a list, and one on those without, empty if all have one."""
+    """Return a sentence on users with a list, and one on those without.
+
+    Empty if one of these groups is, and if the groups of *popularity* are others.
+    """
     model = record.model
     missing = model.users - model.users_with_lists
-    if not missing or not model.users_with_lists:
+    if not missing or not model.users_with_lists or popularity.users_with_lists != model.users_with_lists:
         return ""
     returning, new = ndcg_by_group(model, record.as_served)
     popular_returning, popular_new = ndcg_by_group(popularity, popularity.as_served)
@@ -123,33 +182,7 @@ def _spread_in_words(lists: ListMetrics, popular: ListMetrics) -> str:
     )
 
 
-def popular_comparison(
-    lists: str,
-    served: RankingMetrics,
-    popular: RankingMetrics,
-    lead: Lead,
-    *,
-    popularity_name: str = "popularity",
-    tested: str = "",
-) -> str:
-    """Return sentences on how *lists* compare with popular items, both as served, and how many users hit.
-
-    *lead* is that of the nDCG of *served*. *popularity_name* is that of the baseline in the table. *tested* says which
-    users these are.
-    """
-    comparison = "not proven better"
-    if lead.verdict != "cannot tell":
-        comparison = lead.verdict
-        if popular.ndcg:
-            comparison = f"{100 * abs(lead.ndcg) / popular.ndcg:.0f} % {comparison}"
-    return (
-        f"{lists} are {comparison} than {_in_words(popularity_name)} ({popularity_name}), nDCG@{served.k} "
-        f"{served.ndcg:.3f} against {popular.ndcg:.3f}. {hits_in_words(served, tested)} (of the popular list: "
-        f"{100 * popular.hit_rate:.0f} %)."
-    )
-
-
-def hits_in_words(served: RankingMetrics, tested: str = "") -> str:
+def hits_in_words(served: RankingMetrics, tested: str) -> str:
     """Return how many users chose an item of their list; *tested* says which users these are."""
     users = format_count(served.users, "user")
     return f"Of {users}{tested}, {100 * served.hit_rate:.0f} % chose an item of their list of {served.k}"
@@ -159,56 +192,12 @@ def _in_words(name: str) -> str:
     return "what is popular now" if name == "recent popularity" else "the most popular items"
 
 
-def metric_columns(record: EvaluationRecord) -> tuple[Column, ...]:
-    """Return the columns of the table."""
-    columns = list[Column]()
-    for name in SHOWN:
-        figure = f"{METRICS[name]}@{record.k}"
-        if name in SHARES:
-            columns.append(Column(figure, f"{METRICS[name]}\n%", "%"))
-        else:
-            heading = f"nDCG\n@{record.k}" if name == "ndcg" else METRICS[name]
-            columns.append(Column(figure, heading, digits=3))
-    return tuple(columns)
-
-
 def metric_rows(record: EvaluationRecord) -> Iterator[Row]:
     """Yield the metrics of the lists and of each baseline, with intervals."""
     model = replace(record.model, intervals=record.intervals)
-    yield from _rows_of(THESE_LISTS, model, record.as_served, record.k)
+    yield from rows_of(THESE_LISTS, record.as_served, model, record.k)
     for name, baseline in _baselines(record):
-        yield from _rows_of(name, baseline, baseline.as_served, record.k)
-
-
-def _rows_of(subject: str, personal: ListMetrics, served: RankingMetrics, k: int) -> Iterator[Row]:
-    """Yield the rows of one subject: ranking as served, then what is known of its *personal* lists alone."""
-    ranking = [name for name in METRICS if name not in PERSONAL]
-    yield from _rows_of_metrics(subject, served, ranking, k)
-    yield from _rows_of_metrics(subject, personal, PERSONAL, k)
-    yield from _rows_of_metrics(subject, personal, ranking, k, suffix=PERSONAL_ONLY)
-
-
-def _rows_of_metrics(
-    subject: str, metrics: RankingMetrics, names: Iterable[str], k: int, suffix: str = ""
-) -> Iterator[Row]:
-    """Yield a row of the report on *subject* for each of the metrics *names* that was measured.
-
-    A figure is named by its metric, *k*, the length of the lists, and *suffix*: `nDCG@10`.
-    """
-    by_name = {metric.name: metric for metric in measured(metrics)}
-    for name in names:
-        metric = by_name.get(name)
-        if metric is None:
-            continue
-        yield Row(
-            subject,
-            f"{METRICS[metric.name]}@{k}{suffix}",
-            "share" if metric.name in SHARES else "",
-            metric.value,
-            low=metric.low,
-            high=metric.high,
-            main=metric.name in SHOWN and not suffix,
-        )
+        yield from rows_of(name, baseline.as_served, baseline, record.k)
 
 
 def certainty(record: EvaluationRecord) -> str:
@@ -233,17 +222,24 @@ def difference_in_words(name: str, lead: Lead) -> str:
     return f"{abs(lead.ndcg):.4f} {lead.verdict} than {name} ({least:.4f} to {most:.4f})"
 
 
-def lost_comparisons(record: EvaluationRecord) -> Iterator[str]:
-    """Yield a sentence for each baseline that ranks better than the lists."""
-    if not record.baselines:
-        yield "no baseline was beaten"
+def warnings_of(record: EvaluationRecord) -> Iterator[str]:
+    """Yield sentences about lists that hardly differ between users, and a baseline that is certainly better."""
+    shared = record.model.shared_items
+    if record.engine != "popularity" and shared is not None and shared >= record.k / 2:
+        yield (
+            "these are popular lists in all but name: two users share half of their items; --prefer variety has lists "
+            "that differ more"
+        )
 
-    for name, baseline in _baselines(record):
-        lead = baseline.model_leads_by
-        if lead.ndcg < 0:
-            doubt = ", too little to be certain" if lead.verdict == "cannot tell" else ""
-            figures = f"{baseline.as_served.ndcg:.4f} against {record.as_served.ndcg:.4f}"
-            yield f"{name} ranks better than these lists: nDCG@{record.k} {figures}{doubt}"
+    # A lead is the model's nDCG minus the baseline's, so the best baseline has the lowest.
+    baselines = record.baselines.items()
+    name, best = min(baselines, key=lambda pair: pair[1].model_leads_by.ndcg, default=("", None))
+    if best is not None and best.model_leads_by.verdict == "worse":
+        params = params_from(name.removeprefix("recent "), best.params)
+        yield (
+            f"{described(params)} ranks better than this model on the test: nDCG@{record.k} "
+            f"{best.as_served.ndcg:.4f} against {record.as_served.ndcg:.4f}; train with {as_options(params)}"
+        )
 
 
 def split_in_words(record: EvaluationRecord) -> str:
@@ -259,7 +255,8 @@ def split_in_words(record: EvaluationRecord) -> str:
     if record.users_drawn_from:
         parts.append(f"drawn at random from {format_count(record.users_drawn_from, 'user')}")
     if missing := model.users - model.users_with_lists:
-        parts.append(f"{missing:,} of {users} have no list and get the popular one")
+        is_served = record.as_served.users_with_lists == model.users
+        parts.append(f"{missing:,} of {users} have no list" + (" and get the popular one" if is_served else ""))
     if record.cold_pairs:
         parts.append(f"{format_count(record.cold_pairs, 'pair')} of items that were new")
     if record.split is not None and record.split.kind in _RANDOM_SPLITS:
@@ -293,47 +290,51 @@ def _baselines(record: EvaluationRecord) -> Iterator[tuple[str, BaselineRecord]]
         yield name_of(engine, baseline.params), baseline
 
 
-def findings_in_words(model: Model) -> Iterator[tuple[str, str]]:
-    """Yield findings below the table, each a name and a sentence: certainty of nDCG, the test, variety and repeats."""
+def findings_in_words(record: EvaluationRecord) -> Iterator[tuple[str, str]]:
+    """Yield findings below the table, each a name and a sentence: certainty of nDCG, the test and variety."""
+    yield "nDCG", certainty(record)
+    yield "test", split_in_words(record)
+    if variety := variety_in_words(record):
+        yield "variety", variety
+
+
+def quality_report(model: Model) -> Report:
+    """Return a report of a model: how good its lists are, its parameters, and the findings of its evaluation.
+
+    Without an evaluation, it has no metrics.
+    """
+    report = Report(kind="train", sentence=_NOT_EVALUATED, origins={"model": described(model.params)})
     record = model.evaluation
     if record is not None:
-        yield "nDCG", certainty(record)
-        yield "test", split_in_words(record)
-        if variety := variety_in_words(record):
-            yield "variety", variety
-
+        rows = tuple(metric_rows(record))
+        report = replace(
+            report,
+            sentence=answer_in_words(record),
+            rows=rows,
+            columns=columns_of(rows, record.k),
+            origins={**report.origins, **dict(findings_in_words(record))},
+        )
     if model.search is not None and model.search.repeats is not None:
-        yield "repeats", repeats_in_words(model.search.repeats)
+        return replace(report, origins={**report.origins, "repeats": repeats_in_words(model.search.repeats)})
+    return report
 
 
 def model_report(path: Path) -> Report:
     """Return the report of the model folder *path*: its parameters, evaluation, and lists of a few users.
 
-    Without an evaluation, it has no metrics. The same folder gives the same report. Raises DataError for a folder that
-    holds no model of this version.
+    The same folder gives the same report. Raises DataError for a folder that holds no model of this version.
     """
     model = load(path)
     description = describe(path)
     record = model.evaluation
-    report = Report(
+    return replace(
+        quality_report(model),
         kind=f"evaluate report {path}",
-        sentence=_NOT_EVALUATED,
-        origins={"model": described(model.params), **dict(findings_in_words(model))},
         tables=tuple(_user_tables(model, n=10 if record is None else record.k)),
         method=(_METHOD_NOTE,),
-        broken=("no baseline was beaten",),
+        broken=() if record is None else tuple(warnings_of(record)),
         configuration={name: fact for name, fact in description.to_json().items() if name not in _SHOWN_ELSEWHERE},
         machine={"date": description.created_at, **json_values(description.data)},
-    )
-    if record is None:
-        return report
-
-    return replace(
-        report,
-        sentence=answer_in_words(record),
-        rows=tuple(metric_rows(record)),
-        columns=metric_columns(record),
-        broken=tuple(lost_comparisons(record)),
     )
 
 

@@ -9,26 +9,32 @@ from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
-from hotplate.base.report import Report, Row, format_count
+from hotplate.base.report import Report, Row, format_count, rounded
 from hotplate.offline.errors import DataError, SettingError
-from hotplate.offline.evaluate.evaluation import recommend_all
+from hotplate.offline.evaluate.evaluation import (
+    EngineResult,
+    EvaluatedLists,
+    EvaluateOptions,
+    evaluate_engine,
+    measure_lists,
+)
 from hotplate.offline.evaluate.metrics import (
-    RANKING,
-    RankingMetrics,
     RatingMetrics,
-    UserMetrics,
-    Values,
-    coverage,
     fill_empty_lists,
     measure_ratings,
     measure_users,
     measured,
 )
-from hotplate.offline.evaluate.model_report import difference_in_words, hits_in_words, popular_comparison
-from hotplate.offline.evaluate.records import Lead
+from hotplate.offline.evaluate.model_report import (
+    answer_in_words,
+    columns_of,
+    findings_in_words,
+    metric_rows,
+    rows_of,
+)
+from hotplate.offline.evaluate.records import BaselineRecord, EvaluationRecord, Lead
 from hotplate.offline.evaluate.splits import Parts, rank_in_groups
 from hotplate.offline.input.faults import data_errors
 from hotplate.offline.input.files import DataSource, input_files, named_paths
@@ -41,7 +47,7 @@ from hotplate.offline.list_import import read_scored
 from hotplate.offline.measurement import read_lists
 from hotplate.offline.model import Model
 from hotplate.offline.options import Format
-from hotplate.offline.train.popularity import Popularity, order_by_popularity
+from hotplate.offline.train.popularity import PopularityParams, order_by_popularity
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.compression import load_decode
 from hotplate.stores.encoding import OVERALL, POPULAR, USER
@@ -187,73 +193,6 @@ async def candidate_from_release(reader: Reader, release: ReleaseRef, origin: st
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Figures:
-    """The measurements of a candidate, as in the JSON of a report.
-
-    as_served   of the lists, with popular items for users without one, if those are known
-    popularity  of the popular items of the history, if it is known, else of the candidate's popular list, if known
-    lead        of `as_served` over `popularity`
-    pairs       of the truth; *seen_pairs* are also in the history, ratings of *predicted* have a score
-    coverage    of the items of the history, None if it is not known
-    """
-
-    ranking: RankingMetrics
-    as_served: RankingMetrics | None = None
-    popularity: RankingMetrics | None = None
-    lead: Lead | None = None
-    rating: RatingMetrics | None
-    origin: str
-    pairs: int
-    seen_pairs: int
-    predicted: int
-    coverage: float | None
-
-    def rows(self) -> Iterator[Row]:
-        """Yield a row for each metric."""
-        yield from _metric_rows("lists", self.ranking)
-        if self.coverage is not None:
-            yield Row("lists", "coverage", "", self.coverage)
-        yield from _metric_rows("lists, as served", self.as_served)
-        yield from _metric_rows("popularity, as served", self.popularity)
-        yield from _metric_rows("scores as ratings", self.rating)
-
-    def answer(self) -> str:
-        """Return how good the lists are, compared with popular items if these are known."""
-        lists = f"The lists of {self.origin}"
-        if self.as_served and self.popularity and self.lead:
-            return popular_comparison(lists, self.as_served, self.popularity, self.lead)
-        ndcg = f"nDCG@{self.ranking.k} {self.ranking.ndcg:.3f}"
-        if interval := self.ranking.intervals.get("ndcg"):
-            low, high = interval
-            ndcg += f" ({low:.3f} to {high:.3f})"
-        hits = hits_in_words(self.ranking)
-        return f"{lists} have {ndcg}. {hits}; with earlier interactions, they are compared with popular items."
-
-    def notes(self) -> Iterator[str]:
-        """Yield sentences on missing lists and pairs of the history."""
-        users = self.ranking.users
-
-        if missing := users - self.ranking.users_with_lists:
-            yield f"{missing:,} of {format_count(users, 'user')} have no list"
-        if self.seen_pairs:
-            yield f"{self.seen_pairs:,} of the pairs are of items that the user had before, which a model leaves out"
-        if self.coverage is None and self.popularity is not None:
-            yield (
-                "popular items count also where the user had them before, which lists may leave out; with earlier "
-                "interactions, they are left out"
-            )
-        if self.predicted:
-            yield f"ratings of {format_count(self.predicted, 'pair')} were predicted"
-
-
-def _metric_rows(subject: str, metrics: RankingMetrics | RatingMetrics | None) -> Iterator[Row]:
-    if metrics is None:
-        return
-    for metric in measured(metrics):
-        yield Row(subject, metric.name, "", metric.value, low=metric.low, high=metric.high)
-
-
 class Evaluator:
     """Measures the first *k* items of the lists of *candidates* against one truth.
 
@@ -287,20 +226,32 @@ class Evaluator:
         has a list, and SettingError as `_learnt_in_words`.
         """
         learnt = self._learnt_in_words(candidate)
-        figures = self._measure(candidate)
-        pairs = format_count(figures.pairs, "pair")
-        users = format_count(figures.ranking.users, "user")
-        origins = {"test": f"{pairs} of {users}, measured at {self._k} (95 % intervals)"}
-        if figures.lead is not None:
-            origins = {"nDCG": difference_in_words("popularity", figures.lead), **origins}
+        record = self._measure(candidate)
+        answer = answer_in_words(record, f"The lists of {candidate.origin}", tested="")
+        rating = self._measure_scores(candidate)
+        rows = tuple(metric_rows(record))
+        origins = dict(findings_in_words(record))
+        if rating is not None:
+            origins["ratings"] = ", ".join(f"{metric.name} {rounded(metric.value, 3)}" for metric in measured(rating))
         return Report(
             kind=f"evaluate {candidate.origin}",
-            sentence=" ".join([figures.answer(), *learnt]),
-            rows=tuple(figures.rows()),
+            sentence=" ".join([answer, *learnt]),
+            rows=rows,
+            columns=columns_of(rows, self._k),
             origins=origins,
-            notes=tuple(figures.notes()),
-            extra=asdict(figures),
+            notes=tuple(self._notes(candidate)),
+            extra={**record.to_json(), "origin": candidate.origin, "rating": rating and asdict(rating)},
         )
+
+    def _notes(self, candidate: Candidate) -> Iterator[str]:
+        """Yield sentences on pairs of the truth that users had before."""
+        if self._history is None and candidate.popular is not None:
+            yield (
+                "popular items count also where the user had them before, which lists may leave out; with earlier "
+                "interactions, they are left out"
+            )
+        if self._history is not None and (seen_pairs := self._history.multiply(self._test).nnz):
+            yield f"{seen_pairs:,} of the pairs are of items that the user had before, which a model leaves out"
 
     def _learnt_in_words(self, *candidates: Candidate) -> list[str]:
         """Return sentences on the pairs of the truth that candidates have learnt; SettingError if above 1 % of it."""
@@ -341,60 +292,50 @@ class Evaluator:
         pairs = self._pairs(truth)
         return pairs if candidate.learnt is None else pairs.multiply(self._numbered(candidate.learnt))
 
-    def _measure(self, candidate: Candidate) -> Figures:
-        """Measure the lists of a candidate, alone and as served, the baseline popularity, and its scores as ratings.
-
-        `_test` and `_history`, what users had before the test (None if unknown), are sparse matrices [users, items].
-        Raises DataError if no user has a list.
-        """
-        lists = self._item_numbers(candidate)
-        ranking = measure_users(lists, self._test).metrics
-        scored = self._scored_pairs(candidate)
-        rating = None
-        if scored is not None:
-            rating = measure_ratings(scored["score"].to_numpy(), scored["rating"].to_numpy())
-
-        figures = Figures(
-            ranking=ranking,
-            rating=rating,
-            origin=candidate.origin,
-            pairs=int(self._test.nnz),
-            seen_pairs=0 if self._history is None else int(self._history.multiply(self._test).nnz),
-            predicted=0 if scored is None else scored.height,
-            coverage=None if self._history is None else coverage(lists, self._history),
-        )
-        return self._with_served(figures, lists, candidate)
-
-    def _with_served(self, figures: Figures, lists: Indices, candidate: Candidate) -> Figures:
-        """Measure *lists* of a candidate as served, too, and popular items, if any are known.
+    def _measure(self, candidate: Candidate) -> EvaluationRecord:
+        """Measure the lists of a candidate, alone and as served, and popular items as the baseline, if any are known.
 
         Users without a list get the popular list of the candidate, else the popular items of the history. The baseline
         are popular items of the history that users do not have, else the candidate's popular list.
         """
-        history_items: Indices | None = None
-        popular: UserMetrics | None = None
-        if self._history is not None:
-            counts = users_per_item(self._history)
-            history_items = order_by_popularity(counts)[: np.count_nonzero(counts)]
-            popular = self._measure_popularity(self._history, counts)
-
-        popular_items = history_items
+        lists = self._item_numbers(candidate)
+        history = self._history
+        baseline: EngineResult | None = None
+        fillers = np.zeros(0, dtype=np.int32)
+        cold_pairs = 0
+        if history is not None:
+            counts = users_per_item(history)
+            cold_pairs = int(np.count_nonzero(counts[self._test.indices] == 0))
+            fillers = order_by_popularity(counts)[: np.count_nonzero(counts)]
+            parts = Parts.of(history, self._test, repeats=True)
+            baseline = evaluate_engine(parts, PopularityParams(), EvaluateOptions(k=self._k))
         if candidate.popular is not None:
-            popular_items = _numbers_of_ids(candidate.popular, self._items)
-        if popular_items is None:
-            return figures
+            fillers = _numbers_of_ids(candidate.popular, self._items)
+            popular = fill_empty_lists(np.full_like(lists, -1), fillers)
+            baseline = baseline or measure_lists(EvaluatedLists(popular, popular), self._test, None)
 
-        if popular is None:
-            popular = measure_users(fill_empty_lists(np.full_like(lists, -1), popular_items), self._test)
-        served = measure_users(fill_empty_lists(lists, popular_items), self._test)
-        lead = Lead.of(served.values["ndcg"] - popular.values["ndcg"])
-        return replace(figures, as_served=served.metrics, popularity=popular.metrics, lead=lead)
-
-    def _measure_popularity(self, history: UserItems, counts: NDArray[np.int64]) -> UserMetrics:
-        """Measure lists of the popular items of *history* that users do not have, by *counts*, the items' users."""
-        ranker = Popularity(counts.astype(np.float32))
-        parts = Parts.of(history, self._test, repeats=True)
-        return measure_users(recommend_all(ranker, parts, self._k, ranker).as_served, self._test)
+        result = measure_lists(EvaluatedLists(lists, fill_empty_lists(lists, fillers)), self._test, history)
+        baselines = dict[str, BaselineRecord]()
+        if baseline is not None:
+            baselines["popularity"] = BaselineRecord(
+                **asdict(baseline.metrics),
+                params={},
+                as_served=baseline.as_served,
+                model_leads_by=Lead.of(result.served_per_user - baseline.served_per_user),
+            )
+        return EvaluationRecord(
+            split=None,
+            k=self._k,
+            train_pairs=0 if history is None else int(history.nnz),
+            test_pairs=int(self._test.nnz),
+            cold_pairs=cold_pairs,
+            engine="lists",
+            params={},
+            model=replace(result.metrics, intervals={}),
+            as_served=result.as_served,
+            intervals=dict(result.metrics.intervals),
+            baselines=baselines,
+        )
 
     def compare(self, first: Candidate, second: Candidate) -> Report:
         """Return a report on the metrics of two candidates, A and B, with the 95 % intervals of their differences.
@@ -409,11 +350,12 @@ class Evaluator:
         a = measure_users(self._as_served(lists_of_first, first), self._test)
         b = measure_users(self._as_served(lists_of_second, second), self._test)
 
+        apart = replace(b, values={name: values - a.values[name] for name, values in b.values.items()})
         rows = list[Row]()
-        for name in RANKING:
-            rows += _comparison_rows(name, a.values[name], b.values[name])
+        for subject, users in (("A", a), ("B", b), ("B - A", apart)):
+            rows += rows_of(subject, users.metrics, None, self._k)
 
-        lead = Lead.of(b.values["ndcg"] - a.values["ndcg"])
+        lead = Lead.of(apart.values["ndcg"])
         difference = f"nDCG@{self._k} {lead.ndcg:+.4f}"
         if lead.interval is not None:
             low, high = lead.interval
@@ -426,6 +368,7 @@ class Evaluator:
             kind=f"evaluate compare {first.origin} {second.origin}",
             sentence=" ".join([f"{sentence}.", *learnt]),
             rows=tuple(rows),
+            columns=columns_of(rows, self._k),
             notes=(
                 f"{format_count(len(a.users), 'user')}, each user's two lists compared at {self._k}",
                 *_notes_on_missing_lists(lists_of_first, first),
@@ -461,10 +404,10 @@ class Evaluator:
         lists[users, ranks - 1] = _numbers_of_ids(first_rows.get_column("item"), self._items)
         return lists
 
-    def _scored_pairs(self, candidate: Candidate) -> pl.DataFrame | None:
-        """Return the pairs with a rating in the truth and a score of the candidate [user, item, score, rating].
+    def _measure_scores(self, candidate: Candidate) -> RatingMetrics | None:
+        """Measure scores of the candidate as predictions of the ratings in the truth; None if it has no ratings.
 
-        None if the truth has no ratings; raises DataError if none of its pairs has a score.
+        Raises DataError if none of the truth's pairs has a score.
         """
         if "rating" not in self.truth.pairs.columns:
             return None
@@ -475,7 +418,7 @@ class Evaluator:
             raise DataError(
                 f"Of {pairs} in the truth, none has a score in {candidate.origin}; omit the column of ratings."
             )
-        return scored
+        return measure_ratings(scored["score"].to_numpy(), scored["rating"].to_numpy())
 
     def _pairs(self, pairs: pl.DataFrame) -> UserItems:
         """Return the matrix with 1 at the *pairs* [user, item]."""
@@ -504,20 +447,6 @@ def _notes_on_missing_lists(lists: Indices, candidate: Candidate) -> Iterator[st
         counted = "nothing: its popular list is not known" if candidate.popular is None else "its popular list"
         users = format_count(len(lists), "user")
         yield f"{missing:,} of {users} have no list in {candidate.origin}, and count with {counted}"
-
-
-def _comparison_rows(metric: str, a: Values, b: Values) -> Iterator[Row]:
-    """Yield a report's rows on one *metric*: its means in lists A and B, and their difference with a 95 % interval.
-
-    *a* and *b* [users] are the values of the same users.
-    """
-    mean_a = float(a.mean())
-    mean_b = float(b.mean())
-    lead = Lead.of(b - a)
-    low, high = lead.interval or (None, None)
-    yield Row(metric, "A", "", mean_a)
-    yield Row(metric, "B", "", mean_b)
-    yield Row(metric, "B - A", "", mean_b - mean_a, low=low, high=high, note=lead.verdict)
 
 
 def _numbers_of_ids(ids: pl.Series, known: pl.Enum) -> Indices:

@@ -36,6 +36,7 @@ _MOST_PIECES = 5
 class SplitOptions:
     """The pairs held back for the test, by kind.
 
+    auto              by-time, but in a training by-item if the data lack times, or users after the cut
     by-time           the last *test_share* of all pairs, those after the cut; train has only rows up to it
     by-item, by-user  a random *test_share* of each item's (or user's) pairs
     random            a random *test_share* of all pairs
@@ -50,7 +51,7 @@ class SplitOptions:
     repeats                     by-time: also test pairs of train that occur again after the cut
     """
 
-    kind: SplitKind = "by-time"
+    kind: SplitKind | Literal["auto"] = "by-time"
     test_share: float = 0.25
     seed: int = 42
     min_per_user: int = 1
@@ -60,7 +61,7 @@ class SplitOptions:
     repeats: bool = False
 
     def __post_init__(self) -> None:
-        if self.kind not in SPLIT_KINDS:
+        if self.kind not in (*SPLIT_KINDS, "auto"):
             raise SettingError(f"The split {self.kind!r} is not known; choose one of {', '.join(SPLIT_KINDS)}.")
         if not 0 < self.test_share < 1:
             raise SettingError(f"The test share is {self.test_share}; it must lie between 0 and 1, such as 0.25.")
@@ -71,7 +72,7 @@ class SplitOptions:
     @property
     def in_time(self) -> bool:
         """Whether train ends at the cut."""
-        return self.kind == "by-time"
+        return self.kind in ("by-time", "auto")
 
     @property
     def by_piece(self) -> "tuple[SplitOptions, ...]":

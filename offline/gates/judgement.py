@@ -109,8 +109,7 @@ class GateCheck:
         gates = await self._judge_written(manifest)
         if gates.forced:
             return ""
-        arm = self._settings.arm
-        return refusal_by_gates(manifest.release, gates.verdicts, arm=arm, live=gates.against, options=AS_FLAGS)
+        return refusal_by_gates(manifest.release, gates, self._settings.arm, AS_FLAGS)
 
     async def _judge_written(self, manifest: Manifest) -> GateRecord:
         """Return the verdicts, forced if both this publish and the one that began the draft are."""
@@ -137,20 +136,18 @@ class GateCheck:
         return self._record
 
 
-def refusal_by_gates(
-    release: ReleaseId, verdicts: Sequence[GateVerdict], *, arm: Arm, live: str | None, options: Mapping[str, str]
-) -> str:
-    """Return a sentence on the gates (bounds for lists) that keep *release* from going live, and on what to do.
+def refusal_by_gates(release: ReleaseId, gates: GateRecord, arm: Arm, options: Mapping[str, str]) -> str:
+    """Return a sentence on the *gates* (bounds for lists) that keep *release* from going live, and on what to do.
 
-    Empty if all *verdicts* passed. *live* is the release that *arm* served then. *options* are the names of options in
+    Empty if all passed. *arm* is the arm of an experiment that it was meant for. *options* are the names of options in
     the advice: AS_FLAGS or AS_KEYS.
     """
-    failed = [verdict for verdict in verdicts if not verdict.passed]
+    failed = [verdict for verdict in gates.verdicts if not verdict.passed]
     if not failed:
         return ""
     remedies = dict.fromkeys(_remedy(verdict, options) for verdict in failed)  # in order, without repeats
     # In the past tense, as the summary of a run is printed again later.
-    kept = "" if live is None else f", and {live} stayed {PLACES[arm]}"
+    kept = "" if gates.against is None else f", and {gates.against} stayed {PLACES[arm]}"
     return (
         f"{failures(failed)}; release {release} was written and is not {PLACES[arm]}{kept}; {''.join(remedies)}"
         f"only if it may go live as it is: {activation_command(release, arm, force=True)}"
@@ -179,8 +176,8 @@ async def _judge(new: NewList, reader: Reader, live: ReleaseRef | None) -> list[
     is_damaged = False
     reason = "nothing is live yet"
     if live is not None:
-        own = {gate.subject for gate in gates}
-        gates = [*gates, *(gate for gate in DEFAULTS if gate.subject not in own)]
+        own = {gate.kind.name for gate in gates}
+        gates = [*gates, *(gate for gate in DEFAULTS if gate.kind.name not in own)]
         try:
             new, reason = await _with_live_list(new, gates, reader, live)
         except (ReleaseCorrupt, ReleaseNotFound) as error:

@@ -47,7 +47,7 @@ class Gate:
     """One bound that lists must meet.
 
     name       without a list's, with N: `drop.ndcg`, `overlap@10`
-    subject    the name of its kind in KINDS: `metric`, `drop`, `coverage`, ...
+    kind       what is measured, and how it is judged
     metric     the metric of the evaluation, for the kinds `metric` and `drop`
     depth      N, for the kinds that have one, such as `overlap`
     list_name  the list that must meet it; None for each list
@@ -55,7 +55,7 @@ class Gate:
 
     name: str
     bound: float
-    subject: str
+    kind: "GateKind"
     metric: str = ""
     depth: int = 0
     list_name: str | None = None
@@ -66,23 +66,13 @@ class Gate:
         return self.name if self.list_name is None else f"{self.list_name}:{self.name}"
 
     @property
-    def kind(self) -> "GateKind":
-        """What is measured, and how it is judged."""
-        return KINDS[self.subject]
-
-    @property
-    def at_most(self) -> bool:
-        """Whether the bound is a maximum."""
-        return self.kind.at_most
-
-    @property
     def only_reports(self) -> bool:
         """Whether no figure fails it."""
-        return not self.bound and not self.at_most
+        return not self.bound and not self.kind.at_most
 
     def verdict(self, measured: float | None, note: str = "", *, passed: bool = False) -> GateVerdict:
         """Judge *measured*; if None, *note* is the reason, and *passed* the verdict."""
-        at_most = self.at_most
+        at_most = self.kind.at_most
         if measured is not None:
             passed = measured <= self.bound if at_most else measured >= self.bound
         return GateVerdict(
@@ -126,7 +116,7 @@ class GateKind:
     def gate(self, bound: float, depth: int) -> Gate:
         """Return a gate of this kind, which is not of a metric; *depth* is N, 0 without one."""
         name = f"{self.name}@{depth}" if depth else self.name
-        return Gate(name=name, bound=bound, subject=self.name, depth=depth)
+        return Gate(name=name, bound=bound, kind=self, depth=depth)
 
 
 class NewList(NamedTuple):
@@ -398,43 +388,26 @@ def _members_kept(
 # Names on which requests may rely.
 
 
-def _lists_kept(gate: Gate, new: NewList) -> GateVerdict:
-    """Judge whether the named lists of the live release are in the new one."""
-    return _names_kept(gate, new.live.siblings, new.siblings, new.live)
+def _names_kept(gate: Gate, new: NewList) -> GateVerdict:
+    """Judge the share of names of the live release that are in the new one.
 
-
-def _attributes_kept(gate: Gate, new: NewList) -> GateVerdict:
-    """Judge whether the item attributes of the live release are in the new one, and shown if they were."""
-    shown = new.live.attributes.shown
-    hidden = [name for name in shown if name in new.attributes.columns and name not in new.attributes.shown]
-    if hidden:
-        return _names_failed(gate, hidden, shown, f"not showing {', '.join(hidden)}, as {new.live.release} does")
-    return _names_kept(gate, new.live.attributes.columns, new.attributes.columns, new.live)
-
-
-def _attribute_kinds(gate: Gate, new: NewList) -> GateVerdict:
-    """Judge whether the item attributes are of the kinds of the live release; texts may become dates.
-
-    The dates of releases before 0.3 were texts, and conditions on them hold as before.
+    Texts may become dates: the dates of releases before 0.3 were texts, and conditions on them hold as before.
     """
-    now = new.attributes.columns
-    before = new.live.attributes.columns
-    common = before.keys() & now.keys()
-    kept = {name for name in common if now[name] == before[name] or (before[name], now[name]) == ("text", "date")}
-    changed = sorted(common - kept)
-    listed = ", ".join(f"{name} is {now[name]}" for name in changed)
-    previous = ", ".join(dict.fromkeys(before[name] for name in changed))
-    return _names_failed(gate, changed, common, f"{listed}, and {previous} in {new.live.release}")
+    live = new.live
+    before = _names_of(live.siblings, live.attributes)
+    now = _names_of(new.siblings, new.attributes)
+    now |= {f"{name} (text)" for name, kind in new.attributes.columns.items() if kind == "date"}
+    lost = sorted(before - now)
+    return gate.verdict(1 - len(lost) / max(len(before), 1), f"without {', '.join(lost)} of {live.release}")
 
 
-def _names_kept(gate: Gate, before: Collection[str], now: Collection[str], live: LiveList) -> GateVerdict:
-    lost = sorted({*before} - {*now})
-    return _names_failed(gate, lost, before, f"without {', '.join(lost)} of {live.release}")
-
-
-def _names_failed(gate: Gate, failed: Collection[str], names: Collection[str], note: str) -> GateVerdict:
-    """Judge the share of *names* that have not *failed*."""
-    return gate.verdict(1 - len(failed) / max(len(names), 1), note)
+def _names_of(lists: Collection[str], attributes: AttributesRecord) -> set[str]:
+    """Return the names of *lists*, those of item attributes with their kind, and of those that answers may have."""
+    return {
+        *(f"{name} (list of users)" for name in lists),
+        *(f"{name} ({kind})" for name, kind in attributes.columns.items()),
+        *(f"{name} (in answers)" for name in attributes.shown),
+    }
 
 
 _CHECK_DATA = "check that the data are complete; if they are meant to shrink, give a lower bound, as {gate}"
@@ -474,26 +447,12 @@ KINDS = {
         GateKind("popular_kept", Need.LIVE_LISTS, _popular_kept, default=0.0, remedy=_CHECK_DATA),
         GateKind("overlap", Need.LIVE_LISTS, _overlap, depth=DEPTH, default=0.0),
         GateKind(
-            "lists_kept",
+            "names_kept",
             Need.LIVE_NAMES,
-            _lists_kept,
+            _names_kept,
             default=1.0,
-            remedy="publish again with {lists} for each list that is missing",
-        ),
-        GateKind(
-            "attributes_kept",
-            Need.LIVE_NAMES,
-            _attributes_kept,
-            default=1.0,
-            remedy="publish again with {attributes} of a file that has these columns, and {show} with those that were "
-            "shown",
-        ),
-        GateKind(
-            "attribute_kinds",
-            Need.LIVE_NAMES,
-            _attribute_kinds,
-            default=1.0,
-            remedy="mend these columns, or say how to read them with {kind}, and publish again",
+            remedy="publish again with {lists} for each list that is missing, and for attributes with {attributes} of "
+            "a file that has these columns, {kind} for those of another kind, {show} with those that were in answers",
         ),
     )
 }

@@ -30,7 +30,7 @@ from hotplate.offline.input.notes import (
     read_facts,
 )
 from hotplate.offline.input.recorded_events import read_events
-from hotplate.offline.input.rows import Check, Rows, RowSchema, most_frequent, most_frequent_titles, values_by_role
+from hotplate.offline.input.rows import Check, Rows, RowSchema, most_frequent_titles, values_by_role
 from hotplate.offline.input.tables import Table, open_tables
 from hotplate.offline.options import Columns, Format
 
@@ -49,7 +49,6 @@ class Interactions:
     titles       by item, as far as known
     segments     [segment, item, day: i64 since 1970 or null, weight: f64, the number of the segment's users who first
                  had the item that day], or None
-    user_segments  [user, segment], the most frequent one of each user with any, or None
     rows         number of rows read
     left_out     number of rows left out by reason, without zeros
     fingerprint  digest of all files
@@ -61,7 +60,6 @@ class Interactions:
     weighing: Weighing
     titles: dict[str, str]
     segments: pl.DataFrame | None
-    user_segments: pl.DataFrame | None
     rows: int
     left_out: dict[str, int]
     fingerprint: str
@@ -136,10 +134,8 @@ def read_interactions(
         log = group_log(rows.kept, chosen, weighting, source, has_cancellations=has_cancellations)
 
         segments = None
-        user_segments = None
         if chosen.segment is not None:
             segments = count_users_by_segment(rows.kept, log if has_cancellations else None)
-            user_segments = most_frequent(rows.kept, "user", "segment", pl.col("segment").cast(pl.String))
 
         title_rows = rows.kept
         if titles is not None:
@@ -159,7 +155,6 @@ def read_interactions(
             weighing=weighing,
             titles=most_frequent_titles(title_rows),
             segments=segments,
-            user_segments=user_segments,
             rows=rows.total,
             left_out=rows.left_out,
             fingerprint=fingerprint([*files, *title_files]),

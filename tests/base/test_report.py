@@ -1,6 +1,7 @@
 import io
 import json
 import os
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import get_context
 from multiprocessing.synchronize import Barrier
@@ -26,6 +27,7 @@ from hotplate.base.report import (
     to_json,
     write_file,
 )
+from tests.support.processes import run_process
 
 TEXT = st.text(max_size=20)
 NUMBER = st.floats(allow_nan=False, allow_infinity=False)
@@ -196,6 +198,20 @@ def test_the_page_shows_the_table_with_intervals_and_marks(report_page: ModuleTy
 )
 def test_cells_have_significant_digits(value: float, digits: int, text: str) -> None:
     assert rounded(value, digits) == text
+
+
+def test_only_a_report_with_plots_needs_matplotlib() -> None:
+    program = (
+        "import sys; sys.modules['matplotlib'] = None\n"
+        "from hotplate.base.report import Column, Report, Row\n"
+        "from hotplate.base.report_page import page\n"
+        "rows, columns = (Row('a', 'p99', 'ms', 2.0),), (Column('p99', 'p99'),)\n"
+        "report = Report(kind='x', sentence='Good.', rows=rows, columns=columns)\n"
+        "print('<h1>Good.</h1>' in page(report), report._repr_html_())"
+    )
+    shown = run_process(sys.executable, "-c", program).stdout
+    assert shown.startswith("True <p>Good.</p>")
+    assert '<td data-figure="p99">2.0</td>' in shown
 
 
 def test_the_page_keeps_the_letters_of_any_script(report_page: ModuleType) -> None:

@@ -61,7 +61,7 @@ def test_a_default_list_needs_no_name_and_gates_apply_to_each_list(url: str, mod
     assert {measured[gate] for gate in ("overlap@10", "basket:overlap@10", "basket:users_kept")} == {1}
     failed(hotplate(*both, "--gate", "email:coverage=0.1"), "is of the list 'email'", code=2)
     without = hotplate("publish", model, "--store", url)
-    failed(without, "lists_kept: 0 is below 1 (without basket of", code=3)
+    failed(without, "names_kept: 0 is below 1 (without basket (list of users) of", code=3)
     assert without.stderr.index("--list NAME=SOURCE") < without.stderr.index("--force"), without.stderr
     plain = json_of("publish", model, "--store", url, "--force")["release"]
     assert plain["named"] == {}
@@ -74,11 +74,11 @@ def test_a_release_without_item_attributes_of_the_live_one_is_refused(url: str, 
     json_of("publish", model, "--store", url, "--item-attributes", items)
     json_of("publish", model, "--list", f"basket={model}", "--store", url, "--item-attributes", items)
     refused = hotplate("publish", model, "--store", url, "--list", f"basket={model}", "--item-attributes", fewer)
-    failed(refused, "attributes_kept: 0.5 is below 1 (without stock of", code=3)
+    failed(refused, "is below 1 (without stock (number) of", code=3)
     forgotten = hotplate("publish", model, "--store", url, "--list", f"basket={model}")
-    failed(forgotten, "attributes_kept: 0 is below 1 (without price, stock of", code=3)
+    failed(forgotten, "is below 1 (without price (number), stock (number) of", code=3)
     sentence = forgotten.stderr
-    assert sentence.index("publish again with --item-attributes") < sentence.index("--force"), sentence
+    assert sentence.index("--item-attributes") < sentence.index("--force"), sentence
     json_of("publish", model, "--store", url, "--list", f"basket={model}", "--force")
 
 
@@ -90,8 +90,8 @@ def test_release_that_hides_attributes_which_the_live_one_shows_is_refused(
     shown = json_of(*options, "--show", "price, image")["release"]["about"]["item_attributes"]["shown"]
     assert shown == ["price", "image"]
     refused = hotplate(*options, "--show", "price")
-    failed(refused, "attributes_kept: 0.5 is below 1 (not showing image, as", code=3)
-    assert refused.stderr.index("--show with those that were shown") < refused.stderr.index("--force")
+    failed(refused, "names_kept: 0.8 is below 1 (without image (in answers) of", code=3)
+    assert refused.stderr.index("--show with those that were in answers") < refused.stderr.index("--force")
     printed = succeeded(*options, "--show", "price", "--show", "image,margin")
     assert "shown in answers: price, image, margin" in printed
 
@@ -121,12 +121,12 @@ def test_an_attribute_that_changes_its_kind_never_goes_live_unforced(
     texts = write(tmp_path / "texts.csv", "item,price\np01,-\np02,on request\n")
     live = json_of("publish", model, "--store", url, "--item-attributes", items)["release"]["release"]
     refused = hotplate("publish", model, "--store", url, "--item-attributes", texts)
-    failed(refused, f"attribute_kinds: 0 is below 1 (price is text, and number in {live})", code=3)
+    failed(refused, f"names_kept: 0 is below 1 (without price (number) of {live})", code=3)
     sentence = refused.stderr
     assert sentence.index("--attribute NAME=number") < sentence.index("--force"), sentence
     ready = ("publish", model, "--store", url, "--item-attributes", texts, "--no-activate")
     written = json_of(*ready, code=3)["release"]["release"]
-    failed(hotplate("releases", "canary", written, "--store", url), "refused by attribute_kinds", code=3)
+    failed(hotplate("releases", "canary", written, "--store", url), "refused by names_kept", code=3)
     assert json_of("lookup", "u001", "--store", url)["release"] == live
     pipeline = f"""
         [train]

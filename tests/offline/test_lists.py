@@ -49,8 +49,7 @@ def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_blocks_make_the_same_rows_as_the_whole_model(rules: Rules, keep_seen: bool) -> None:  # noqa: FBT001
     model = model_of(60)
     history = History.of(model.matrix.user_items, np.arange(300))
-    segments = [None if user % 5 == 0 else f"s{user % 3}" for user in range(60)]
-    model = replace(model, matrix=replace(model.matrix, history=history), user_segments=segments)
+    model = replace(model, matrix=replace(model.matrix, history=history))
     lists = ModelLists.of(model, ListSettings(length=7, rules=rules, keep_seen=keep_seen))
     blocks = blocks_of(lists)
     common = shared(lists)

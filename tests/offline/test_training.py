@@ -208,4 +208,4 @@ def test_data_frame_is_accepted_and_report_renders_in_a_notebook(kind: str, tmp_
     assert report.model.data.source == "the data frame"
     shown = report._repr_html_()
     assert f"60 users, {len(report.model.matrix.item_ids)} items" in shown
-    assert "<td>nDCG@10</td><td>0." in shown
+    assert 'data-figure="nDCG@10">0.' in shown

@@ -23,15 +23,12 @@ from hotplate.offline.input.history import DAY_US, History
 from hotplate.offline.input.matrix import Matrix
 from hotplate.offline.input.showings import Showings, read_showings
 from hotplate.offline.model import Model
-from hotplate.offline.model_folder import load
-from hotplate.offline.options import Columns
 from hotplate.offline.ruled_lists import RuledLists
 from hotplate.offline.rules import Rules
 from hotplate.offline.train.als import ALSParams, Factors
 from hotplate.offline.train.popularity import Popularity, PopularityParams, most_popular
 from hotplate.offline.train.similar import SimilarParams
 from hotplate.offline.train.similar import fit as fit_similar
-from hotplate.offline.training import TrainSettings, train
 from hotplate.offline.variety import ItemSimilarity
 from hotplate.stores.event_log import LogSegment, line_of
 from tests.support.interactions import DATA, evaluate, under_cap
@@ -41,7 +38,6 @@ if TYPE_CHECKING:
     from hotplate.offline.train.engine import Params, Ranker
 
 TODAY = 20_000
-SEGMENTS = ("north", "south", None)
 
 
 def random_model(random: np.random.Generator) -> Model:
@@ -78,14 +74,7 @@ def random_model(random: np.random.Generator) -> Model:
         data=DATA,
         created_at=datetime(2026, 11, 20, tzinfo=UTC),
         similar=fit_similar(user_items, SimilarParams(shrink=0)),
-        user_segments=random_segments(random, users),
     )
-
-
-def random_segments(random: np.random.Generator, users: int) -> list[str | None] | None:
-    if random.random() < 0.2:
-        return None
-    return [SEGMENTS[number] for number in random.integers(0, 3, users)]
 
 
 def random_showings(random: np.random.Generator, model: Model) -> Showings:
@@ -199,7 +188,7 @@ class Oracle:
             slots.update(sorted(places, key=lambda place: uniform(hashed + place))[: explore.new])
         keys = {
             item: math.log(uniform(hashed ^ xxh3_64_intdigest(self.ids[item].encode(), explore.seed)))
-            / self.weight(user, item)
+            / self.weight(item)
             for item in self.new_items(user, explore)
             if item not in order[: self.length]
         }
@@ -214,10 +203,8 @@ class Oracle:
             if self.first_times[item] > newest - explore.days * DAY_US and (self.keep_seen or not self.has[user, item]):
                 yield item
 
-    def weight(self, user: int, item: int) -> int:
-        segments = self.model.user_segments or [None] * len(self.rankings)
-        owners = np.flatnonzero(self.has[:, item])
-        return 1 + sum(segments[user] in (None, segments[owner]) for owner in owners)
+    def weight(self, item: int) -> int:
+        return 1 + int(self.has[:, item].sum())
 
     def capped(self, items: Sequence[int] | dict[int, None]) -> Iterator[int]:
         names = (self.ids[item] for item in items)
@@ -287,7 +274,7 @@ def test_lists_equal_those_of_the_oracle(kind: str, examples: int) -> None:
 
 
 def some_model(users: int = 40, items: int = 30) -> Model:
-    """Return a model with a time for each pair; the last five items are new, and users are of two segments."""
+    """Return a model with a time for each pair; the last five items are new."""
     random = np.random.default_rng(5)
     pairs = random.random((users, items)) < 0.3
     pairs[0] = True
@@ -304,7 +291,6 @@ def some_model(users: int = 40, items: int = 30) -> Model:
         params=PopularityParams(),
         popular=most_popular(matrix, 5),
         similar=fit_similar(user_items, SimilarParams(shrink=0)),
-        user_segments=["north", "south"] * (users // 2),
     )
 
 
@@ -410,25 +396,6 @@ def test_manifest_has_the_ordering_rules() -> None:
         "rotate": {"users": 1, "items_shown": 1},
         "explore": {"new": 1, "days": 7, "seed": 5, "items": 5},
     }
-
-
-def test_segments_of_users_are_kept_with_the_model(tmp_path: Path) -> None:
-    log = tmp_path / "log.csv"
-    rows = [(f"u{n % 9}", f"i{n % 7}", "north" if n % 9 < 4 else "south") for n in range(200)]
-    lines = [f"{user},{item},{segment}" for user, item, segment in [*rows, ("u1", "i2", "south"), ("u10", "i1", "")]]
-    log.write_text("\n".join(["user,item,country", *lines]) + "\n")
-    settings = TrainSettings(log, columns=Columns(segment="country"), params=PopularityParams())
-    train(settings, tmp_path / "model")
-    model = load(tmp_path / "model")
-    segments = dict(zip(model.matrix.user_ids, model.user_segments or [], strict=True))
-    assert segments == {f"u{n}": "north" if n < 4 else "south" for n in range(9)} | {"u10": None}
-    users = tmp_path / "model" / "users.parquet"
-    pl.read_parquet(users).select("user").write_parquet(users)  # as an older version did
-    description = json.loads((tmp_path / "model" / "model.json").read_text())
-    del description["digests"], description["digest"]
-    description["files"]["users.parquet"] = users.stat().st_size
-    (tmp_path / "model" / "model.json").write_text(json.dumps(description))
-    assert load(tmp_path / "model").user_segments is None
 
 
 def test_variety_is_the_similarity_within_lists_and_the_share_of_new_items() -> None:

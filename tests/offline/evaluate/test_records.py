@@ -39,7 +39,8 @@ def test_model_folder_of_an_earlier_version_is_read(tmp_path: Path) -> None:
     items, _ = model.ranker.recommend(model.matrix.user_items, users, 4, keep_seen=True)
     assert items.tolist() == [[3, 5, 1, last] for last in (0, 2, 4, 0, 2, 4)]
     report = model_report(tmp_path / "model")
-    assert report.broken == ("recent popularity ranks better than these lists: nDCG@10 1.0000 against 0.0000",)
+    better = "popularity (half_life 0.5d) ranks better than this model on the test: nDCG@10 1.0000 against 0.0000"
+    assert report.broken == (f"{better}; train with --engine popularity --params half_life=0.5d",)
     assert report.origins["test"] == "by-time split (test share 0.25): 6 of 24 pairs, of 6 users"
     assert len(report.rows) == 32
 

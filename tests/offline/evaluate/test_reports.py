@@ -44,17 +44,18 @@ def test_lists_from_files_are_measured_as_counted_by_hand(tmp_path: Path) -> Non
     evaluator, lists = held(tmp_path)
     facts = to_json(evaluator.evaluate(lists))
     assert lists.lists.rows() == [("a", "q", 9.0), ("a", "x", 4.5), ("b", "x", 2.0), ("b", "y", 1.0)]
-    ranking = facts["ranking"]
-    assert (ranking["users"], ranking["users_with_lists"], facts["pairs"], facts["seen_pairs"]) == (3, 2, 4, 1)
+    ranking = facts["model"]
+    popularity = facts["baselines"]["popularity"]
+    assert (ranking["users"], ranking["users_with_lists"], facts["test_pairs"], facts["cold_pairs"]) == (3, 2, 4, 2)
+    assert facts["notes"] == ("1 of the pairs are of items that the user had before, which a model leaves out",)
     assert ranking["precision"] == pytest.approx((1 / 2 + 1 / 2 + 0) / 3)
     assert ranking["recall"] == pytest.approx((1 / 2 + 1 + 0) / 3)
     assert facts["as_served"]["users_with_lists"] == 3
     assert facts["as_served"]["precision"] == ranking["precision"]  # q and x are popular, and c chose z
-    assert facts["popularity"]["hit_rate"] == pytest.approx(1 / 3)  # a has q already, and gets x
-    assert facts["predicted"] == 2
+    assert popularity["as_served"]["hit_rate"] == pytest.approx(1 / 3)  # a has q already, and gets x
     assert facts["rating"]["mae"] == pytest.approx((0.5 + 2) / 2)
-    assert facts["coverage"] == pytest.approx(2 / 3)  # q and x of q, x and z; y was unknown in training
-    low, high = ranking["intervals"]["recall"]
+    assert ranking["coverage"] == pytest.approx(2 / 3)  # q and x of q, x and z; y was unknown in training
+    low, high = facts["intervals"]["recall"]
     assert low <= ranking["recall"] <= high
 
 
@@ -66,7 +67,7 @@ def test_report_of_one_user_has_no_interval(tmp_path: Path) -> None:
     assert "Of 1 user, 100 % chose an item" in report.sentence
     assert report.origins == {
         "nDCG": "no interval is known, as it takes two users",
-        "test": "1 pair of 1 user, measured at 2 (95 % intervals)",
+        "test": "given split: 1 of 7 pairs, of 1 user",
     }
 
 
@@ -83,7 +84,7 @@ def test_report_counts_users_without_a_list(tmp_path: Path) -> None:
     evaluator, _ = held(tmp_path)
     (path,) = written(tmp_path, one="user,item,score\nc,q,3\nc,x,2\nc,z,1\n")
     sparse = evaluator.evaluate(candidate_from_files(path, evaluator.truth.pairs, {}))
-    assert sparse.notes[0] == "2 of 3 users have no list"
+    assert "2 of 3 users have no list and get the popular one" in sparse.origins["test"]
     assert not any("the popular items rank better" in note for note in sparse.notes), "both serve them"
 
 
@@ -172,3 +173,21 @@ def test_truth_is_read_and_left_out_rows_are_counted(tmp_path: Path) -> None:
     path.write_text("user,item,rating\na,x,good\n")
     with pytest.raises(DataError, match="row 2, column 'rating': 'good' is not a finite number"):
         read_truth(path, {"rating": "rating"})
+
+
+def test_users_without_a_list_are_told_apart_where_popularity_has_the_same(tmp_path: Path) -> None:
+    truth = "".join(f"u{user},i{user % 3}\n" for user in range(8))
+    history = "".join(f"u{user},j{user % 2}\n" for user in range(6))
+    lists = "".join(f"u{user},i{user % 3},1\n" for user in range(6))
+    paths = written(tmp_path, t=f"user,item\n{truth}", h=f"user,item\n{history}", l=f"user,item,score\n{lists}")
+    choices = read_truth(paths[0], {})
+    candidate = candidate_from_files(paths[2], choices.pairs, {})
+    report = Evaluator(choices, [candidate], 1, read_history(paths[1], {})).evaluate(candidate)
+    assert "For 6 returning users it is 1.000 against 0.000; 2 new users get the popular list" in report.sentence
+    assert report.origins["test"].endswith(
+        "2 of 8 users have no list and get the popular one; 8 pairs of items that were new"
+    )
+    fewer = replace(candidate, lists=candidate.lists.head(3))
+    assert "returning" not in Evaluator(choices, [fewer], 1, read_history(paths[1], {})).evaluate(fewer).sentence
+    alone = Evaluator(choices, [candidate], 1, None).evaluate(candidate)
+    assert alone.origins["test"] == "given split: 8 of 8 pairs, of 8 users; 2 of 8 users have no list"
