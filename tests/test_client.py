@@ -679,5 +679,5 @@ def test_a_client_loads_neither_the_service_nor_a_store() -> None:
     done = run_process(sys.executable, "-c", f"{program}; print(*sys.modules)", cwd=ROOT)
     loaded = set(done.stdout.split())
     assert "httpcore2" in loaded
-    assert not loaded & {"aiohttp", "lmdb", "typer", "rich", "uvloop", "orjson", "msgspec", "numpy"}
+    assert not loaded & {"aiohttp", "lmdb", "click", "rich", "uvloop", "orjson", "msgspec", "numpy"}
     assert not {name for name in loaded if re.match(r"hotplate\.(serve|stores|cli|offline|bench)(\.|$)", name)}

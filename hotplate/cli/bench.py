@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import orjson
-import typer
+from click.exceptions import Exit
 
 from hotplate.base.report import Report, write_file
 from hotplate.bench.options import HOW, HttpOptions, ReferenceOptions, StoresOptions, SweepOptions
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from hotplate.bench.cosmos_emulator.server import RunningEmulator
 
 app = Verbs(
-    no_args_is_help=True,
     prefix="BENCH_",
     help="Measure services and stores, and compare measurements.\n\n"
     "Example: hotplate bench http http://127.0.0.1:8080 --users 1000 --find-max --slo p99=5ms",
@@ -69,7 +68,7 @@ def _print_and_exit(report: Report, written: Path | None, *, as_json: bool) -> N
         report_page.save(report, written)
         if not as_json:
             out.print(f"The rest is in {written}.json and {written}.html.")
-    raise typer.Exit(report.exit_code)
+    raise Exit(report.exit_code)
 
 
 @app.command(also=EXIT_CODES)

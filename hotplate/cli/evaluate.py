@@ -3,8 +3,6 @@
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from hotplate.base.report import write_file
 from hotplate.cli.flags import Verbs
 from hotplate.cli.options import ListFlags
@@ -12,7 +10,6 @@ from hotplate.cli.terminal import out, require_file_path, run_interruptibly, sho
 from hotplate.stores.options import Argument, Flag
 
 app = Verbs(
-    no_args_is_help=True,
     help="Measure lists against the choices of users, report on a model, and compare two.\n\n"
     "Example: hotplate evaluate lists.parquet test.csv --train train.csv",
 )
@@ -70,7 +67,7 @@ def compare(
     second: Annotated[str, Argument("The lists that may be better, given in the same way.", "B")],
     truth: Annotated[Path, Flag("Compare both with this file of user and item.", urls=True)],
     flags: ListFlags,
-) -> None:
+) -> int:
     """Test whether B is better than A, by the difference of each user's two lists.
 
     Exit codes: 0 B is not significantly worse; 1 failed; 3 B is worse.
@@ -79,4 +76,4 @@ def compare(
     """
     from hotplate.cli import evaluate_work
 
-    raise typer.Exit(evaluate_work.compare(first, second, truth, flags))
+    return evaluate_work.compare(first, second, truth, flags)

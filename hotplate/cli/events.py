@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from hotplate.stores.store import Store
 
 app = Verbs(
-    no_args_is_help=True,
     help="Ship the events that a service collected, and report on them.\n\n"
     "Example: hotplate events report /var/lib/hotplate/events",
 )

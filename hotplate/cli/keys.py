@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
-import typer
+import click
 
 from hotplate.cli.flags import Verbs
 from hotplate.cli.terminal import Json, err, json_text, out, print_result, table
@@ -15,7 +15,6 @@ from hotplate.serve.errors import ServiceMisused
 from hotplate.stores.options import Argument, Flag
 
 app = Verbs(
-    no_args_is_help=True,
     help="Create, list and revoke keys, and limit the rate of each client.\n\n"
     "Example: hotplate keys create web --scope read --keys keys.json",
 )
@@ -58,7 +57,7 @@ def _print_key(created: key_file.CreatedKey, *, as_json: bool) -> None:
     reason = "there is no standard output"
     if sys.stdout is not None:
         try:
-            typer.echo(json_text(created) if as_json else created.key)
+            click.echo(json_text(created) if as_json else created.key)
         except OSError as error:
             out.on_broken_pipe()  # drop it
             reason = error.strerror or str(error)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated
 from urllib.parse import parse_qsl, urlencode
 
-import typer
+from click.exceptions import Exit
 
 from hotplate.base.report import Report, write_file
 from hotplate.bench.planner import inputs
@@ -20,7 +20,6 @@ from hotplate.bench.planner.pictures import pictures
 from hotplate.bench.planner.plan import CapacityPlan, calculate
 from hotplate.bench.planner.plan_report import in_brief, in_full, report
 from hotplate.bench.planner.saved_plan import BOUND_PERCENT, Baseline, read_baseline, to_toml
-from hotplate.cli.flags import with_signature
 from hotplate.cli.terminal import (
     Json,
     err,
@@ -168,7 +167,7 @@ def _write_and_print(
     """Write the files that *flags* name, print the report, or one figure's formulas, and exit by the report's code.
 
     *checked_plan* is the saved plan of `--check`, whose bound a saved plan keeps, and whose file is not replaced by a
-    plan that fails the check. Raises PlanMisused for an unknown figure, and typer.Exit for a code other than 0.
+    plan that fails the check. Raises PlanMisused for an unknown figure, and Exit for a code other than 0.
     """
     if flags.why is not None and flags.why not in capacity_plan.figures:
         advice = did_you_mean(flags.why, capacity_plan.figures) or f"known are {', '.join(capacity_plan.figures)}"
@@ -194,7 +193,7 @@ def _write_and_print(
             shown = in_brief(planned)
         show_report(shown, as_json=flags.as_json)
     if planned.exit_code:
-        raise typer.Exit(planned.exit_code)
+        raise Exit(planned.exit_code)
 
 
 def _is_same_file(saved: Path | None, checked: Path | None) -> bool:
@@ -212,7 +211,7 @@ def _parameters() -> Iterator[inspect.Parameter]:
     yield parameter("flags", annotation=PlanFlags)
 
 
-with_signature(plan, list(_parameters()))
+plan.__signature__ = inspect.Signature(list(_parameters()))  # type: ignore[attr-defined]  # what inspect.signature looks for
 
 
 def _command_line_inputs(flags: PlanFlags, inputs_by_flag: Mapping[str, str | None]) -> list[InputSource]:

@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from hotplate.stores.verification import OnProgress
 
 app = Verbs(
-    no_args_is_help=True,
     help="List, log, activate, roll back, try as a canary, prune, copy, verify and repair releases.\n\n"
     "Example: hotplate releases list --store file:///var/lib/hotplate",
 )

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import orjson
-import typer
 import xxhash
+from click.exceptions import Exit
 from prometheus_client import CollectorRegistry, Gauge, push_to_gateway, write_to_textfile
 
 from hotplate.base.exit_codes import REFUSED
@@ -84,7 +84,7 @@ class PlannedRun:
 def run_verb(pipeline: Path, *, check: bool) -> None:
     """Run a pipeline file, send its metrics, and print its summary; with *check*, only print its steps.
 
-    Raises typer.Exit if the release is held back.
+    Raises Exit if the release is held back.
     """
     planned = plan_run(pipeline)
     if check:
@@ -93,7 +93,7 @@ def run_verb(pipeline: Path, *, check: bool) -> None:
     summary = _run_and_print(planned)
     if summary.outcome is Outcome.REFUSED:
         err.print("hotplate: ", summary.error, sep="")
-        raise typer.Exit(REFUSED)
+        raise Exit(REFUSED)
 
 
 def run_pipeline(pipeline: Path | str) -> dict[str, Any]:

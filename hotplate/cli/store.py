@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from click.exceptions import Exit
 
 from hotplate.base.exit_codes import FAILED
 from hotplate.base.report import format_count
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
     from hotplate.stores.verification import OnProgress
 
 app = Verbs(
-    no_args_is_help=True,
     help="Examine a store, back it up, restore it, rebuild its catalogue.\n\n"
     "Example: hotplate store doctor --store redis://localhost:6379/0",
 )
@@ -70,7 +69,7 @@ def doctor(store: StoreUrl = None, as_json: Json = False) -> None:
     findings = run_on_store(store, examine, may_be_new=True)
     _print_findings(findings, store, as_json=as_json)
     if any(finding.level is Level.ERROR for finding in findings):
-        raise typer.Exit(FAILED)
+        raise Exit(FAILED)
 
 
 def _print_findings(findings: Sequence[Finding], store: str | None, *, as_json: bool) -> None:

@@ -12,8 +12,8 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
+import click
 import orjson
-import typer
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -74,7 +74,7 @@ class _Console(Console):
     def print_line(self, text: str) -> None:
         """Print a line as it is, such as JSON; faster than `print`."""
         try:
-            typer.echo(text, err=self.stderr)  # also without a standard stream
+            click.echo(text, err=self.stderr)  # also without a standard stream
         except BrokenPipeError:
             self.on_broken_pipe()
 
@@ -338,8 +338,8 @@ def _sentence_and_exit_code(error: BaseException) -> tuple[str, int]:
 
     A module that is not installed is such an error if an extra of hotplate installs it.
     """
-    if isinstance(error, typer.TyperException):
-        return error.format_message() or "say what to do; the help has been printed", error.exit_code
+    if isinstance(error, click.ClickException):
+        return error.format_message(), error.exit_code
     if isinstance(error, StoreMisused | ServiceMisused | SettingError | BenchMisused):
         return str(error), MISUSED
     if isinstance(error, GateFailed | HeldBack):

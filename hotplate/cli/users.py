@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from hotplate.stores.users import Erasure
 
 app = Verbs(
-    no_args_is_help=True,
     help="Erase users, find data that still contain them, and accept that records of erased users are lost.\n\n"
     "Example: hotplate users erase u7 --store file:///var/lib/hotplate",
 )
