@@ -41,23 +41,21 @@ def lists(
 def report(
     model: Annotated[Path, Argument("A folder written by `hotplate train`.", "MODEL")],
     page: Annotated[Path, Flag("Write the page to this file.", name="out", env=False)] = Path("evaluation.html"),
-    as_json: Annotated[bool, Flag("Print the report as JSON, and write no page.", name="json")] = False,
 ) -> None:
-    """Write an HTML page on the quality of a model, next to its baselines, with sample lists.
+    """Write an HTML page on the quality of a model, next to its baselines, with sample lists; with --json, no page.
 
     Example: hotplate evaluate report model --out report.html
     """
     from hotplate.offline.evaluate.model_report import model_report
 
-    if as_json:
-        show_report(run_interruptibly(lambda: model_report(model)), as_json=True)
-        return
-    from hotplate.base.report_page import page as html_page  # an extra
-
-    require_file_path(page)
+    if not out.quiet:
+        require_file_path(page)
     quality = run_interruptibly(lambda: model_report(model))
-    write_file(page, html_page(quality))
-    show_report(quality, as_json=False)
+    if not out.quiet:
+        from hotplate.base.report_page import page as html_page  # an extra
+
+        write_file(page, html_page(quality))
+    show_report(quality)
     out.print(f"report written to {page}")
 
 

@@ -29,6 +29,8 @@ PREFIX = "HOTPLATE_"
 ALIKE = 0.9
 # Added to the error of a number as HOTPLATE_PORT=tcp://10.0.0.1:80.
 KUBERNETES = "; Kubernetes sets it for a service of that name: give pods enableServiceLinks: false"
+JSON = "as_json"
+Json = Annotated[bool, Flag("Print one JSON object instead of text.", name="json")]
 METAVARS = {int: "N", float: "NUMBER", str: "TEXT", Path: "FILE"}
 
 T = TypeVar("T")
@@ -289,7 +291,7 @@ def _print_help(context: click.Context, _: click.Parameter, is_wanted: bool) -> 
 class Verb(click.Command):
     """A function as a verb of the command: its parameters are settings, and groups of them (dataclasses).
 
-    *prefix* follows HOTPLATE_ in the names of environment variables.
+    *prefix* follows HOTPLATE_ in the names of environment variables. With *has_json*, `--json` sets `out.quiet`.
     """
 
     def __init__(
@@ -299,10 +301,13 @@ class Verb(click.Command):
         *,
         help: str,
         prefix: str = "",
+        has_json: bool = False,
         **more: Any,  # noqa: ANN401 -- click's own
     ) -> None:
         self._function = function
         self._settings = list(settings_of(function, prefix))
+        if has_json:
+            self._settings.append(Setting.of(JSON, Json, default=False, prefix=""))
         parameters = [setting.parameter() for setting in self._settings]
         super().__init__(name, callback=self._call, params=parameters, help=help, **more)
 
@@ -312,7 +317,11 @@ class Verb(click.Command):
 
     def _call(self, **values: Any) -> Any:  # noqa: ANN401 -- of any type
         _warn_of_misspelt_variables(self._settings)
-        return build(self._function, values)
+        out.quiet = values.get(JSON, False)
+        try:
+            return build(self._function, values)
+        finally:
+            out.quiet = False
 
     def get_help(self, ctx: click.Context) -> str:
         """Return the help, in which rare settings are the last."""
@@ -353,10 +362,10 @@ class Verbs(Verb, click.Group):
         for name, verb in self.commands.items():
             yield Entry("Verbs", name, (verb.help or "").partition("\n\n")[0])
 
-    def add(self, function: Callable[..., Any], name: str, also: str = "") -> None:
+    def add(self, function: Callable[..., Any], name: str, also: str = "", *, has_json: bool = True) -> None:
         """Add a function as a `Verb`; *also* follows its docstring in the help."""
         help_text = inspect.cleandoc((function.__doc__ or "") + also)
-        self.add_command(Verb(name, function, help=help_text, prefix=self._prefix))
+        self.add_command(Verb(name, function, help=help_text, prefix=self._prefix, has_json=has_json))
 
     def command(  # type: ignore[override]
         self, name: str | None = None, *, also: str = ""

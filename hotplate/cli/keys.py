@@ -2,14 +2,13 @@
 
 import sys
 import time
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
 import click
 
 from hotplate.cli.flags import Verbs
-from hotplate.cli.terminal import Json, err, json_text, out, print_result, table
+from hotplate.cli.terminal import err, json_text, out, print_result, table
 from hotplate.serve.access import keys as key_file
 from hotplate.serve.errors import ServiceMisused
 from hotplate.stores.options import Argument, Flag
@@ -37,7 +36,6 @@ def create(
     rate: Annotated[
         float | None, Flag("Limit a new client to this rate.", metavar="REQUESTS/S", at_least=0.001, prefix="KEYS_")
     ] = None,
-    as_json: Json = False,
 ) -> None:
     """Create a key for a client and print it once; the file holds its SHA-256.
 
@@ -46,18 +44,18 @@ def create(
 
     Example: hotplate keys create web --scope read --rate 500 --keys /etc/hotplate/keys.json
     """
-    created = key_file.create(file, name, scope or [], rate, show=partial(_print_key, as_json=as_json))
-    if as_json:
+    created = key_file.create(file, name, scope or [], rate, show=_print_key)
+    if out.quiet:
         return
     err.print(f"This is the {created.kind} key of {created.client}. Keep it now: it cannot be shown again.")
 
 
-def _print_key(created: key_file.CreatedKey, *, as_json: bool) -> None:
+def _print_key(created: key_file.CreatedKey) -> None:
     """Print a key; ServiceMisused if that fails, as it cannot be shown again."""
     reason = "there is no standard output"
     if sys.stdout is not None:
         try:
-            click.echo(json_text(created) if as_json else created.key)
+            click.echo(json_text(created) if out.quiet else created.key)
         except OSError as error:
             out.on_broken_pipe()  # drop it
             reason = error.strerror or str(error)
@@ -67,7 +65,7 @@ def _print_key(created: key_file.CreatedKey, *, as_json: bool) -> None:
 
 
 @app.command("list")
-def list_clients(file: KeysFile, as_json: Json = False) -> None:
+def list_clients(file: KeysFile) -> None:
     """List the clients, their scopes, and the dates of their keys.
 
     Example: hotplate keys list --keys /etc/hotplate/keys.json
@@ -80,7 +78,7 @@ def list_clients(file: KeysFile, as_json: Json = False) -> None:
         rows.append((client.name, ", ".join(client.scopes), client.rate, *dates))
 
     headings = ("client", "scopes", "requests/s", "primary", "secondary")
-    print_result([client.described() for client in clients], table(headings, rows), as_json=as_json)
+    print_result([client.described() for client in clients], table(headings, rows))
 
 
 @app.command()
@@ -89,7 +87,6 @@ def revoke(
     file: KeysFile,
     primary: Annotated[bool, Flag("Revoke the primary key only; the secondary replaces it.", env=False)] = False,
     secondary: Annotated[bool, Flag("Revoke the secondary key only.", env=False)] = False,
-    as_json: Json = False,
 ) -> None:
     """Revoke one key of a client, or all without --primary and --secondary.
 
@@ -99,7 +96,7 @@ def revoke(
     """
     if primary == secondary:
         key_file.revoke(file, name, None)
-        print_result({"name": name, "revoked": "all", "keys_left": 0}, f"revoked {name}", as_json=as_json)
+        print_result({"name": name, "revoked": "all", "keys_left": 0}, f"revoked {name}")
         return
 
     kind: Literal["primary", "secondary"] = "primary" if primary else "secondary"
@@ -109,4 +106,4 @@ def revoke(
     sentences = [f"revoked the {kind} key of {name}"]
     if client is None:
         sentences.append(f"{name} had no other key, and is removed")
-    print_result(facts, *sentences, as_json=as_json)
+    print_result(facts, *sentences)

@@ -40,6 +40,8 @@ _VERBS = {
     "events": ("events", "app"),
     "bench": ("bench", "app"),
 }
+# They print no result, but `run`, which prints JSON.
+WITHOUT_JSON = {"demo", "run", "serve"}
 
 
 def command(arguments: Sequence[str] = ()) -> Verbs:
@@ -65,7 +67,7 @@ def command(arguments: Sequence[str] = ()) -> Verbs:
         if isinstance(verb, Verbs):
             app.add_command(verb, name)
         else:
-            app.add(verb, name)
+            app.add(verb, name, has_json=name not in WITHOUT_JSON)
     return app
 
 
@@ -78,13 +80,12 @@ def hotplate(
 ) -> None:
     """Take the options before any verb."""
     context = click.get_current_context()
-    if show_version and as_json:
-        from hotplate.serve.connections.fast_lane import lane_state  # loads the service
-
-        print_json({"version": version("hotplate"), "fast_lane": lane_state()})
-        raise Exit
     if show_version:
         out.print(version("hotplate"))
+        if as_json:
+            from hotplate.serve.connections.fast_lane import lane_state  # loads the service
+
+            print_json({"version": version("hotplate"), "fast_lane": lane_state()})
         raise Exit
     if context.invoked_subcommand is None:
         raise NoArgsIsHelpError(context)

@@ -45,7 +45,7 @@ from hotplate.stores.urls import default_url, redacted, url_of, without_password
 PUSH_TIMEOUT_S = 10.0
 TABLES = ("train", "publish", "lists", "gates", "run")
 # Flags of `train` and `publish` that a pipeline cannot set.
-OF_THE_RUN = ("resume", "master", "dry_run", "as_json", "model", "named")
+OF_THE_RUN = ("resume", "master", "dry_run", "model", "named")
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Annotated
 
 from hotplate.cli.options import TrainFlags
-from hotplate.cli.terminal import Json, Master
+from hotplate.cli.terminal import Master
 from hotplate.stores.options import Flag
 
 
@@ -20,7 +20,6 @@ def train(
         ),
     ],
     master: Master = None,
-    as_json: Json = False,
 ) -> None:
     """Train a model on interactions: read, split, evaluate, fit, and write a model folder.
 
@@ -28,4 +27,4 @@ def train(
     """
     from hotplate.cli import train_work
 
-    train_work.train_verb(options, model, master=master, as_json=as_json)
+    train_work.train_verb(options, model, master=master)

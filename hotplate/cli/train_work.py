@@ -5,9 +5,9 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
-from hotplate.base.report import Report, format_count
+from hotplate.base.report import Report, format_count, print_report
 from hotplate.cli.options import TrainFlags
-from hotplate.cli.terminal import err, out, print_json, progress_bars, run_interruptibly, show_report, table
+from hotplate.cli.terminal import err, out, print_json, progress_bars, run_interruptibly, table
 from hotplate.offline.errors import SettingError
 from hotplate.offline.evaluate.model_report import findings_in_words, metric_columns, metric_rows
 from hotplate.offline.evaluate.splits import SplitOptions
@@ -23,7 +23,7 @@ LARGE_BYTES = 20_000_000
 BYTES_PER_SECOND = 30e6
 
 
-def train_verb(flags: TrainFlags, model: Path, *, master: str | None, as_json: bool) -> None:
+def train_verb(flags: TrainFlags, model: Path, *, master: str | None) -> None:
     """Train, write the folder *model*, print the report, and log the model to MLflow if *flags* say so.
 
     *master* is the URL of a Spark cluster, only for the engine Spark. Raises SettingError for invalid options.
@@ -43,7 +43,7 @@ def train_verb(flags: TrainFlags, model: Path, *, master: str | None, as_json: b
     with session:
         report = train_model(settings, model)
 
-    print_training(report, as_json=as_json)
+    print_training(report)
     if is_logged:
         err.print(f"hotplate: the model is {_log_model(model, flags.register)} in MLflow")
 
@@ -117,7 +117,7 @@ def _tune_options(flags: TrainFlags) -> TuneOptions | None:
 def train_and_print(settings: TrainSettings, model: Path) -> TrainReport:
     """Train, write the folder *model*, and print and return the report."""
     report = train_model(settings, model)
-    print_training(report, as_json=False)
+    print_training(report)
     return report
 
 
@@ -162,11 +162,9 @@ def _size_of(data: Iterable[DataSource]) -> int:
     return size
 
 
-def print_training(report: TrainReport, *, as_json: bool) -> None:
+def print_training(report: TrainReport) -> None:
     """Print how good the lists are beside baselines, the model and its search, and what was read and written."""
-    if as_json:
-        print_json(report.to_json())
-        return
+    print_json(report.to_json())
 
     model = report.model
     warnings = [f"look out: {report.warning}"] if report.warning else []
@@ -182,7 +180,7 @@ def print_training(report: TrainReport, *, as_json: bool) -> None:
         },
         notes=(*warnings, *model.data.notes),
     )
-    show_report(shown, as_json=False)
+    print_report(shown, out)
     if report.search is not None:
         _print_choices(report.search)
 
