@@ -1,6 +1,6 @@
 """The work of `hotplate train`: `train_model` trains, and `print_training` prints the report."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -12,15 +12,10 @@ from hotplate.offline.errors import SettingError
 from hotplate.offline.evaluate.model_report import findings_in_words, metric_columns, metric_rows
 from hotplate.offline.evaluate.splits import SplitOptions
 from hotplate.offline.input.columns import parse_event_weights, parse_half_life
-from hotplate.offline.input.files import DataSource
 from hotplate.offline.search.trials import count_stored
 from hotplate.offline.search.tuning import Search, TuneOptions
 from hotplate.offline.train.engine import described, read_params
 from hotplate.offline.training import AutoSplit, TrainReport, TrainSettings, train, trials_folder
-
-# Off a terminal, the time of larger inputs is estimated, by a rate measured on one core.
-LARGE_BYTES = 20_000_000
-BYTES_PER_SECOND = 30e6
 
 
 def train_verb(flags: TrainFlags, model: Path, *, master: str | None) -> None:
@@ -126,12 +121,6 @@ def train_model(settings: TrainSettings, model: Path) -> TrainReport:
 
     After Ctrl-C, prints what is kept for the next training.
     """
-    size = _size_of(settings.data)
-    if size > LARGE_BYTES and not err.is_terminal:
-        seconds = size / BYTES_PER_SECOND
-        err.print(
-            f"hotplate: reading {size / 1e6:,.0f} MB, which takes about {seconds:,.0f} s; then the rest is estimated"
-        )
     try:
         with progress_bars() as on_progress:
             return run_interruptibly(lambda: train(settings, model, on_progress, err.print))
@@ -148,18 +137,6 @@ def _kept_in_words(model: Path) -> str:
         return "nothing is kept, so the same command starts from the beginning"
     kept = format_count(trials, "trial")
     return f"the folder {folder} keeps {kept}, from which a search of the same data and settings continues"
-
-
-def _size_of(data: Iterable[DataSource]) -> int:
-    """Return the bytes of the local files among *data*."""
-    size = 0
-    for source in data:
-        if not isinstance(source, str | Path):
-            continue
-        path = Path(source)
-        files = path.rglob("*") if path.is_dir() else [path]
-        size += sum(file.stat().st_size for file in files if file.is_file())
-    return size
 
 
 def print_training(report: TrainReport) -> None:
