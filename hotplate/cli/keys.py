@@ -94,16 +94,13 @@ def revoke(
 
     Example: hotplate keys revoke web --primary --keys /etc/hotplate/keys.json
     """
-    if primary == secondary:
-        key_file.revoke(file, name, None)
-        print_result({"name": name, "revoked": "all", "keys_left": 0}, f"revoked {name}")
-        return
-
-    kind: Literal["primary", "secondary"] = "primary" if primary else "secondary"
+    kind: Literal["primary", "secondary"] | None = None
+    if primary != secondary:
+        kind = "primary" if primary else "secondary"
     client = key_file.revoke(file, name, kind)  # None if that was the last key
 
-    facts = {"name": name, "revoked": kind, "keys_left": 0 if client is None else len(client.digests())}
-    sentences = [f"revoked the {kind} key of {name}"]
-    if client is None:
+    facts = {"name": name, "revoked": kind or "all", "keys_left": 0 if client is None else len(client.digests())}
+    sentences = [f"revoked {name}" if kind is None else f"revoked the {kind} key of {name}"]
+    if kind is not None and client is None:
         sentences.append(f"{name} had no other key, and is removed")
     print_result(facts, *sentences)
