@@ -34,14 +34,12 @@ class Flag(NamedTuple):
     variable: str | None = None
     urls: bool = False
     is_time: bool = False
+    is_argument: bool = False
 
 
-class Argument(NamedTuple):
-    """A field given by position; *urls* as of a Flag."""
-
-    help: str
-    metavar: str
-    urls: bool = False
+def Argument(help: str, metavar: str, *, urls: bool = False) -> Flag:  # noqa: N802 -- as of Flag
+    """Declare a field given by position; *urls* as of a Flag."""
+    return Flag(help, metavar=metavar, env=False, urls=urls, is_argument=True)
 
 
 def parse_seconds(text: str) -> float:

@@ -51,12 +51,12 @@ def report(
     if not out.quiet:
         require_file_path(page)
     quality = run_interruptibly(lambda: model_report(model))
+    show_report(quality)
     if not out.quiet:
         from hotplate.base.report_page import page as html_page  # an extra
 
         write_file(page, html_page(quality))
-    show_report(quality)
-    out.print(f"report written to {page}")
+        out.print(f"report written to {page}")
 
 
 @app.command()

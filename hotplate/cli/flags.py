@@ -7,7 +7,7 @@ import inspect
 import math
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
+from dataclasses import MISSING, fields, is_dataclass, replace
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
@@ -21,7 +21,7 @@ from hotplate.cli.help_pages import ARGUMENTS, OPTIONS, Entry, help_page
 from hotplate.cli.terminal import out
 from hotplate.offline.errors import SettingError
 from hotplate.stores.errors import did_you_mean
-from hotplate.stores.options import RARE, TIMES_IN_WORDS, Argument, Flag, format_seconds, parse_seconds
+from hotplate.stores.options import RARE, TIMES_IN_WORDS, Flag, format_seconds, parse_seconds
 from hotplate.stores.urls import local_path, url_of
 
 PREFIX = "HOTPLATE_"
@@ -36,7 +36,6 @@ METAVARS = {int: "N", float: "NUMBER", str: "TEXT", Path: "FILE"}
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
     """One annotated field or parameter.
 
@@ -49,45 +48,31 @@ class Setting:
     variable     its environment variable, None without one
     """
 
-    name: str
-    value_type: Any
-    is_list: bool
-    default: Any
-    declaration: Flag | Argument
-    flag: str | None = None
-    variable: str | None = None
-
-    @classmethod
-    def of(cls, name: str, annotation: Any, default: Any, prefix: str) -> "Setting":  # noqa: ANN401 -- of any type
-        """Return the setting of a field with the name *name*, declared by *annotation*: Annotated[type, Flag(...)].
+    def __init__(self, name: str, annotation: Any, default: Any, prefix: str) -> None:  # noqa: ANN401 -- of any type
+        """Describe the field *name*, declared by *annotation*: Annotated[type, Flag(...)].
 
         A Flag becomes an option such as --max-ru and, unless it declares otherwise, an environment variable such as
         HOTPLATE_MAX_RU; *prefix* follows HOTPLATE_ in its name. An Argument, a parameter by position, has neither.
         """
         annotated, declaration = get_args(annotation)[:2]
-        value_type, is_list = _value_type_of(annotated)
+        self.name = name
+        self.default = default
+        self.declaration: Flag = declaration
+        self.value_type, self.is_list = _value_type_of(annotated)
+        self.flag: str | None = None
+        self.variable: str | None = None
+        if declaration.is_argument:
+            return
 
-        flag = None
-        variable = None
-        if isinstance(declaration, Flag):
-            flag = declaration.name or name.replace("_", "-")
-            if not flag.startswith("-"):
-                flag = f"--{flag}"
-            if annotated is bool and default is not False and "/" not in flag:
-                flag += f"/--no-{flag.removeprefix('--')}"
-            if declaration.env:
-                own_prefix = prefix if declaration.prefix is None else declaration.prefix
-                variable = declaration.variable or f"{PREFIX}{own_prefix}{_key_of(flag).upper()}"
-
-        return cls(
-            name=name,
-            value_type=value_type,
-            is_list=is_list,
-            default=default,
-            declaration=declaration,
-            flag=flag,
-            variable=variable,
-        )
+        flag = declaration.name or name.replace("_", "-")
+        if not flag.startswith("-"):
+            flag = f"--{flag}"
+        if annotated is bool and default is not False and "/" not in flag:
+            flag += f"/--no-{flag.removeprefix('--')}"
+        self.flag = flag
+        if declaration.env:
+            own_prefix = prefix if declaration.prefix is None else declaration.prefix
+            self.variable = declaration.variable or f"{PREFIX}{own_prefix}{_key_of(flag).upper()}"
 
     @property
     def key(self) -> str:
@@ -97,12 +82,12 @@ class Setting:
     @property
     def is_rare(self) -> bool:
         """Whether it stands last in the help."""
-        return isinstance(self.declaration, Flag) and self.declaration.panel == RARE
+        return self.declaration.panel == RARE
 
     @property
     def is_time(self) -> bool:
         """Whether its text is a time, as 30s."""
-        return isinstance(self.declaration, Flag) and self.declaration.is_time
+        return self.declaration.is_time
 
     @property
     def is_one_url(self) -> bool:
@@ -139,11 +124,11 @@ class Setting:
     def help_entry(self) -> Entry:
         """Return the line of the help: the names, with the metavar, and the text, with the default."""
         declaration = self.declaration
-        if isinstance(declaration, Argument):
-            name = f"{declaration.metavar}..." if self.is_list else declaration.metavar
+        if self.flag is None:
+            name = f"{declaration.metavar}{'...' if self.is_list else ''}"
             return Entry(ARGUMENTS, name, declaration.help)
 
-        name = str(self.flag)
+        name = self.flag
         if self.value_type is not bool:
             choices = "|".join(get_args(self.value_type)) if get_origin(self.value_type) is Literal else ""
             metavar = "TIME" if self.is_time else choices or METAVARS.get(self.value_type)
@@ -204,7 +189,7 @@ class Setting:
             readable = str(value) if value_type is str else seconds
         elif value_type is float and str(value).startswith("."):
             readable = f"0{value}"  # msgspec reads no .5
-        if value_type in (int, float) and isinstance(self.declaration, Flag):
+        if value_type in (int, float):
             bounds = msgspec.Meta(ge=self.declaration.at_least, le=self.declaration.at_most)
             value_type = Annotated[value_type, bounds]
 
@@ -224,7 +209,7 @@ class Setting:
         """
         if get_origin(self.value_type) is Literal:
             return f"is not one of {', '.join(get_args(self.value_type))}"
-        if self.value_type not in (int, float) or not isinstance(self.declaration, Flag):
+        if self.value_type not in (int, float):
             return f"cannot be read: {reason}"
 
         number = "a whole number" if self.value_type is int else "a number"
@@ -307,7 +292,7 @@ class Verb(click.Command):
         self._function = function
         self._settings = list(settings_of(function, prefix))
         if has_json:
-            self._settings.append(Setting.of(JSON, Json, default=False, prefix=""))
+            self._settings.append(Setting(JSON, Json, default=False, prefix=""))
         parameters = [setting.parameter() for setting in self._settings]
         super().__init__(name, callback=self._call, params=parameters, help=help, **more)
 
@@ -395,16 +380,16 @@ def _is_group(annotation: Any) -> bool:  # noqa: ANN401 -- of any type
 
 
 def _is_setting(annotation: Any) -> bool:  # noqa: ANN401 -- of any type
-    return get_origin(annotation) is Annotated and isinstance(get_args(annotation)[1], Flag | Argument)
+    return get_origin(annotation) is Annotated and isinstance(get_args(annotation)[1], Flag)
 
 
 def settings_of(owner: Callable[..., Any], prefix: str = "") -> Iterator[Setting]:
-    """Yield the settings of a function or a dataclass, those with a Flag or an Argument, also of nested dataclasses."""
+    """Yield the settings of a function or a dataclass, those with a Flag, also of nested dataclasses."""
     for name, annotation, default in _members(owner):
         if _is_group(annotation):
             yield from settings_of(annotation, prefix)
         elif _is_setting(annotation):
-            yield Setting.of(name, annotation, default, prefix)
+            yield Setting(name, annotation, default, prefix)
 
 
 def values_of(settings: Any) -> Iterator[tuple[Setting, Any]]:  # noqa: ANN401 -- any dataclass
@@ -414,7 +399,7 @@ def values_of(settings: Any) -> Iterator[tuple[Setting, Any]]:  # noqa: ANN401 -
         if _is_group(annotation):
             yield from values_of(value)
         elif _is_setting(annotation):
-            yield Setting.of(name, annotation, default, ""), value
+            yield Setting(name, annotation, default, ""), value
 
 
 def build(owner: Callable[..., T], values: Mapping[str, Any], base: T | None = None) -> T:
