@@ -217,13 +217,12 @@ class Setting:
             number += " of seconds"
         low = self.declaration.at_least
         high = self.declaration.at_most
-        if low is None and high is None:
-            return f"is not {number}"
-        if high is None:
-            return f"is not {number} of at least {low:,.10g}"
-        if low is None:
-            return f"is not {number} of at most {high:,.10g}"
-        return f"is not {number} from {low:,.10g} to {high:,.10g}"
+        bounds = ""
+        if low is not None:
+            bounds = f" of at least {low:,.10g}"
+        if high is not None:
+            bounds = f" of at most {high:,.10g}" if low is None else f" from {low:,.10g} to {high:,.10g}"
+        return f"is not {number}{bounds}"
 
 
 def _value_type_of(annotated: Any) -> tuple[Any, bool]:  # noqa: ANN401 -- of any type
@@ -310,20 +309,17 @@ class Verb(click.Command):
 
     def get_help(self, ctx: click.Context) -> str:
         """Return the help, in which rare settings are the last."""
-        words = [ctx.command_path, "[OPTIONS]", *self._usage()]
         settings = sorted(self._settings, key=lambda setting: setting.is_rare)
         entries = [setting.help_entry() for setting in settings]
-        entries += self._verb_entries()
-        return help_page(" ".join(words), self.help or "", entries, self.epilog or _end_of_help(settings))
-
-    def _usage(self) -> Iterator[str]:
-        for setting in self._settings:
+        words = [ctx.command_path, "[OPTIONS]"]
+        for setting, entry in zip(settings, entries, strict=True):
             if setting.flag is None:
-                name = setting.help_entry().name
-                yield name if setting.default is MISSING else f"[{name}]"
-
-    def _verb_entries(self) -> Iterator[Entry]:
-        yield from ()
+                words.append(entry.name if setting.default is MISSING else f"[{entry.name}]")
+        if isinstance(self, click.Group):
+            words.append("VERB ...")
+            for name, verb in self.commands.items():
+                entries.append(Entry("Verbs", name, (verb.help or "").partition("\n\n")[0]))
+        return help_page(" ".join(words), self.help or "", entries, self.epilog or _end_of_help(settings))
 
 
 class Verbs(Verb, click.Group):
@@ -339,13 +335,6 @@ class Verbs(Verb, click.Group):
     ) -> None:
         super().__init__(None, function, help=help, no_args_is_help=True, **more)
         self._prefix = prefix
-
-    def _usage(self) -> Iterator[str]:
-        yield "VERB ..."
-
-    def _verb_entries(self) -> Iterator[Entry]:
-        for name, verb in self.commands.items():
-            yield Entry("Verbs", name, (verb.help or "").partition("\n\n")[0])
 
     def add(self, function: Callable[..., Any], name: str, also: str = "", *, has_json: bool = True) -> None:
         """Add a function as a `Verb`; *also* follows its docstring in the help."""
