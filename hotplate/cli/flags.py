@@ -7,7 +7,7 @@ import inspect
 import math
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import MISSING, fields, is_dataclass, replace
+from dataclasses import MISSING, is_dataclass, replace
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
@@ -354,14 +354,10 @@ class Verbs(Verb, click.Group):
 
 
 def _members(owner: Callable[..., Any]) -> Iterator[tuple[str, Any, Any]]:
-    """Yield the name, annotation and default of each field of a dataclass, or of each parameter of a function."""
-    if is_dataclass(owner):
-        for member in fields(owner):
-            yield member.name, member.type, member.default
-    else:
-        for parameter in inspect.signature(owner).parameters.values():
-            default = MISSING if parameter.default is parameter.empty else parameter.default
-            yield parameter.name, parameter.annotation, default
+    """Yield the name, annotation and default of each parameter of a function, or of each field of a dataclass."""
+    for parameter in inspect.signature(owner).parameters.values():
+        default = MISSING if parameter.default is parameter.empty else parameter.default
+        yield parameter.name, parameter.annotation, default
 
 
 def _is_group(annotation: Any) -> bool:  # noqa: ANN401 -- of any type
