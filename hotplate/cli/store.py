@@ -5,7 +5,7 @@ A survey (`hotplate.stores.doctor`) finds the complete releases in a store by th
 
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -29,13 +29,13 @@ from hotplate.cli.terminal import (
 from hotplate.offline.options import Reason
 from hotplate.stores.catalogue import Catalogue, ReleaseId
 from hotplate.stores.change_warnings import with_warnings
-from hotplate.stores.errors import StoreError, StoreMisused
+from hotplate.stores.errors import StoreMisused
 from hotplate.stores.options import Argument, Flag
 from hotplate.stores.release_log import signed
 from hotplate.stores.store import Finding, Level, Store, StoreUse
 
 if TYPE_CHECKING:
-    from hotplate.stores.doctor import OnRowsRead, Survey
+    from hotplate.stores.doctor import Survey
     from hotplate.stores.file.backup import BackupResult
     from hotplate.stores.file.store import LmdbStore
     from hotplate.stores.verification import OnProgress
@@ -153,39 +153,21 @@ def rebuild(
 
     Example: hotplate store rebuild --store file:///var/lib/hotplate --live 20261120T064200Z-7f3a
     """
-    live_id = None if live is None else ReleaseId(live)
-    with signed(reason), progress_bars() as on_progress:
-        rebuild_catalogue = partial(_survey_and_rebuild, live=live_id, force=force, on_progress=on_progress)
-        result = run_on_store(store, rebuild_catalogue)
-
-    facts = _survey_json(result.surveyed, result.catalogue)
-    print_json(with_warnings({"store": shown_store_url(store), **facts}))
-    _print_survey(result.surveyed, result.catalogue, shown_store_url(store))
-    if result.refused is not None:
-        raise result.refused
-
-
-@dataclass(frozen=True, slots=True)
-class _RebuildResult:
-    """The releases that a store has rows of, and its new catalogue, or why none was written."""
-
-    surveyed: "Survey"
-    catalogue: Catalogue | None
-    refused: StoreError | None
-
-
-async def _survey_and_rebuild(
-    store: Store, *, live: ReleaseId | None, force: bool, on_progress: "OnRowsRead"
-) -> _RebuildResult:
-    """Find the releases that a store has rows of, and write a catalogue with *live*, or the only one, live."""
     from hotplate.stores import doctor as store_doctor
 
-    surveyed = await store_doctor.survey(store, live, on_progress)
+    live_id = None if live is None else ReleaseId(live)
+    with progress_bars() as on_progress:
+        surveyed = run_on_store(store, partial(store_doctor.survey, wanted=live_id, on_progress=on_progress))
+
+    catalogue: Catalogue | None = None
     try:
-        catalogue = await store_doctor.rebuild(store, surveyed, live or surveyed.only(), force=force)
-    except StoreError as error:  # the survey is printed in any case
-        return _RebuildResult(surveyed, None, error)
-    return _RebuildResult(surveyed, catalogue, None)
+        chosen = live_id or surveyed.only()
+        with signed(reason):
+            catalogue = run_on_store(store, partial(store_doctor.rebuild, survey=surveyed, live=chosen, force=force))
+    finally:  # the survey is printed in any case
+        facts = _survey_json(surveyed, catalogue)
+        print_json(with_warnings({"store": shown_store_url(store), **facts}))
+        _print_survey(surveyed, catalogue, shown_store_url(store))
 
 
 def _survey_json(surveyed: "Survey", rebuilt: Catalogue | None) -> dict[str, object]:
