@@ -237,11 +237,6 @@ class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
         _check_timeout(timeout_s)
         if max_connections < 1:
             raise ValueError(f"max_connections must be at least 1, not {max_connections}")
-        # The arguments, for pickling.
-        self._service = url
-        self._options = ClientOptions(
-            key=key, timeout_s=timeout_s, max_connections=max_connections, ssl_context=ssl_context
-        )
         if ssl_context is None and address.scheme == "https":
             ssl_context = httpcore2.default_ssl_context()  # too slow for a call
         self.ssl_context = ssl_context
@@ -259,10 +254,6 @@ class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
         self._max_connections = max_connections
         self._proxy = proxy_for(self._url)
         self._loops = dict[asyncio.AbstractEventLoop, _LoopState]()
-
-    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        """Pickle the arguments, with the key, and not the connections; an `ssl_context` cannot be pickled."""
-        return partial(type(self), self._service, **self._options), ()
 
     async def __aenter__(self) -> Self:
         """Use the client on this event loop; if it was closed there, open it again.
@@ -593,14 +584,8 @@ class Client(Background[AsyncClient]):
     """
 
     def __init__(self, url: str, **options: Unpack[ClientOptions]) -> None:
-        self._service = url
-        self._options = options.copy()
         options["ssl_context"] = AsyncClient(url, **options).ssl_context  # checks the arguments
         super().__init__(partial(AsyncClient, url, **options), _closed)
-
-    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        """As of `AsyncClient`."""
-        return partial(type(self), self._service, **self._options), ()
 
     recommendations = blocking(AsyncClient.recommendations)
     batch = blocking(AsyncClient.batch)

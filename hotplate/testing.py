@@ -23,6 +23,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
+from typing import TypeVar
+from unittest.mock import Mock
 
 import pytest
 import pytest_asyncio
@@ -63,6 +65,7 @@ OpenStore = Callable[[], Store]
 Stall = Callable[[], AbstractContextManager[object]]
 
 Call = Callable[[], Awaitable[object]]
+T = TypeVar("T")
 
 # Time limits of two reads of a store that stalls, and of what must end: longer than a busy machine halts a process.
 SHORT_S = 0.1
@@ -115,16 +118,9 @@ def allow_erasure(catalogue: Catalogue) -> None:
     del catalogue
 
 
-class RefuseErasure:
-    """Forbids `Store.erase` to delete a release, and keeps the catalogues that it was called with."""
-
-    def __init__(self) -> None:
-        self.seen = list[Catalogue]()
-
-    def __call__(self, catalogue: Catalogue) -> None:
-        """Keep the catalogue, and raise ReleaseConflict."""
-        self.seen.append(catalogue)
-        raise ReleaseConflict("it is live again")
+def refusal() -> Mock:
+    """Return a function that forbids `Store.erase` to delete a release; it records the catalogues of its calls."""
+    return Mock(side_effect=ReleaseConflict("it is live again"))
 
 
 async def write_release(
@@ -205,21 +201,15 @@ def writes_of(store: Store, sealed: ReleaseId, draft: DraftRef, stored: Catalogu
     return calls
 
 
-async def outcome_of(call: Call) -> object:
-    """Return what a call returns or raises; TimeoutError for one that does not end."""
-    (outcome,) = await asyncio.gather(asyncio.wait_for(call(), SOON_S), return_exceptions=True)
+async def outcome_of(call: Awaitable[T]) -> T | BaseException:
+    """Return what a call returns, or the exception that it raises."""
+    (outcome,) = await asyncio.gather(call, return_exceptions=True)
     return outcome
 
 
-async def assert_refused(call: Awaitable[object], fault: str) -> None:
-    """Fail with *fault*, a sentence that begins with the method, unless a call raises ReleaseConflict."""
-    (outcome,) = await asyncio.gather(call, return_exceptions=True)
-    assert isinstance(outcome, ReleaseConflict), fault
-
-
-async def outcomes_of(read: asyncio.Future[list[ReadResult]]) -> list[BaseException | bytes | None]:
+async def outcomes_of(read: Awaitable[list[ReadResult]]) -> list[BaseException | bytes | None]:
     """Return the results of a read, once it has ended, or its error as the only one."""
-    (outcome,) = await asyncio.gather(read, return_exceptions=True)
+    outcome = await outcome_of(read)
     return [outcome] if isinstance(outcome, BaseException) else [*outcome]
 
 
@@ -227,7 +217,7 @@ async def read_until_available(reader: Reader, release: ReleaseId, keys: Sequenc
     """Read *keys* again until there is no StoreUnavailable, as from connections that are opened again."""
     async with asyncio.timeout(SOON_S):
         while True:
-            outcomes = await outcomes_of(asyncio.ensure_future(reader.get_many(release_ref(release), keys)))
+            outcomes = await outcomes_of(reader.get_many(release_ref(release), keys))
             if not any(isinstance(outcome, StoreUnavailable) for outcome in outcomes):
                 return outcomes
             await asyncio.sleep(0.01)
@@ -373,7 +363,7 @@ class StoreContract:
 
         wrong = dict[str, object]()
         for name, call in (reads | writes).items():
-            outcome = await outcome_of(call)
+            outcome = await outcome_of(asyncio.wait_for(call(), SOON_S))
             is_refused = isinstance(outcome, StoreClosed) or (name == "swap" and isinstance(outcome, NotSent))
             if not is_refused and not (is_local and outcome == expected[name]):
                 wrong[name] = outcome
@@ -497,10 +487,12 @@ class StoreContract:
         else:
             late = [first.put(before, [Row(key, b"x")]) for key in ("user:late", "meta:late")]
             for call in (*late, first.resume_point(before), first.seal(before)):
-                await assert_refused(call, "put, resume_point or seal: the writer has lost the draft to another one")
+                fault = "put, resume_point or seal: the writer has lost the draft to another one"
+                assert isinstance(await outcome_of(call), ReleaseConflict), fault
 
         assert await second.resume_point(after) == ROWS[2].key
-        await assert_refused(open_handle().seal(before), "seal: a draft that another writer has claimed was sealed")
+        late_seal = await outcome_of(open_handle().seal(before))
+        assert isinstance(late_seal, ReleaseConflict), "seal: a draft that another writer has claimed was sealed"
         await second.put(after, ROWS[3:])
         await second.seal(after)
 
@@ -536,11 +528,11 @@ class StoreContract:
         lose_draft = partial(second.create, after, Plan(100, 1000))
         if erased:
             lose_draft = partial(second.erase, after.release, allow_erasure)
-        (error,) = await asyncio.gather(lose_draft(), return_exceptions=True)
+        error = await outcome_of(lose_draft())
         point = "" if erased or error else await second.resume_point(after) or ""
         await asyncio.wait([putting], timeout=SHORT_S)
         putting.cancel()
-        await asyncio.gather(putting, return_exceptions=True)
+        await outcome_of(putting)
 
         if erased:
             assert await second.incarnations() == [], "put or erase: a row was put into a draft that was erased"
@@ -553,8 +545,7 @@ class StoreContract:
     async def test_a_key_that_is_not_text_is_absent_and_fails_no_other(self, store: Store) -> None:
         await write_release(store)
         keys = ["user:1", "user:\ud800", "user:2"]
-        (results,) = await asyncio.gather(store.get_many(RELEASE, keys), return_exceptions=True)
-        assert results == [b"one", None, b""]
+        assert await outcome_of(store.get_many(RELEASE, keys)) == [b"one", None, b""]
         if store.is_local:
             assert store.get(RELEASE, keys[1]) is None
 
@@ -570,8 +561,7 @@ class StoreContract:
             assert (await store.catalogue()).find_draft(SECOND).incarnation == begun.incarnation
             return
         for work in (begin_release(store, SECOND), prune(store, grace_s=0)):
-            (error,) = await asyncio.gather(work, return_exceptions=True)
-            assert "hotplate store rebuild" in str(error), "the next prune would erase the release"
+            assert "hotplate store rebuild" in str(await outcome_of(work)), "the next prune would erase the release"
         assert (await open_handle().catalogue()).generation == 0
         assert await scan_rows(store) == ROWS
 
@@ -619,14 +609,14 @@ class StoreContract:
         store = open_handle()
         await begin_draft(store)
         await write_release(store, seal=sealed)
-        refuse = RefuseErasure()
+        refuse = refusal()
         for _ in range(2):
             # A change after `store` has read the catalogue: the writer's lease of the draft is renewed.
             await swap_catalogue(store, catalogue_changes.renew(await store.catalogue(), DRAFT))
             for handle in (store, open_handle()):
                 with pytest.raises(ReleaseConflict, match="live again"):
                     await handle.erase(RELEASE, refuse)
-                assert refuse.seen[-1] == await store.catalogue()
+                refuse.assert_called_with(await store.catalogue())
 
         expected = ROWS
         if not sealed:  # the draft takes rows as before
@@ -644,10 +634,10 @@ class StoreContract:
             pytest.skip("erases no rows")
         await commit_release(store)
         await swap_catalogue(open_handle(), await store.catalogue())  # which *store* has not read
-        refuse = RefuseErasure()
+        refuse = refusal()
         with pytest.raises(ReleaseConflict, match="live again"):
             await store.erase_rows(RELEASE, ["user:1"], refuse)
-        assert refuse.seen[-1] == await store.catalogue()
+        refuse.assert_called_with(await store.catalogue())
         assert await scan_rows(store) == ROWS
 
         for deleted in (2, 0):
@@ -733,7 +723,7 @@ class StoreContract:
         committed = await commit_release(store)
         damaged = replace(committed, releases=committed.releases * 2)  # an entry twice is invalid
         await swap_catalogue(store, damaged)
-        (unreadable,) = await asyncio.gather(open_handle().catalogue(), return_exceptions=True)
+        unreadable = await outcome_of(open_handle().catalogue())
         if isinstance(unreadable, Catalogue):
             pytest.skip("this store has no record that can be damaged")
         assert isinstance(unreadable, CatalogueUnreadable)

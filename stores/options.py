@@ -18,8 +18,9 @@ _QUANTITY = re.compile(r"\s*(\d+(?:\.\d+)?|\.\d+)\s*(\S*)\s*", re.ASCII)
 class Flag(NamedTuple):
     """A field given as a flag and, with *env*, as an environment variable: HOTPLATE_, *prefix* and the name.
 
-    *name* defaults to the field's name, *prefix* to that of the verb. A path is one of this machine; with *urls*, also
-    a URL of an fsspec file system. With *is_time*, a text is a time of `parse_seconds`, and a number is in seconds.
+    *name* defaults to the field's name, *prefix* to that of the verb; *variable* is another variable. A path is one of
+    this machine; with *urls*, also a URL of an fsspec file system. With *is_time*, a text is a time of `parse_seconds`,
+    and a number is in seconds.
     """
 
     help: str
@@ -30,16 +31,15 @@ class Flag(NamedTuple):
     at_least: float | None = None
     at_most: float | None = None
     prefix: str | None = None
+    variable: str | None = None
     urls: bool = False
     is_time: bool = False
+    is_argument: bool = False
 
 
-class Argument(NamedTuple):
-    """A field given by position; *urls* as of a Flag."""
-
-    help: str
-    metavar: str
-    urls: bool = False
+def Argument(help: str, metavar: str, *, urls: bool = False) -> Flag:  # noqa: N802 -- as of Flag
+    """Declare a field given by position; *urls* as of a Flag."""
+    return Flag(help, metavar=metavar, env=False, urls=urls, is_argument=True)
 
 
 def parse_seconds(text: str) -> float:

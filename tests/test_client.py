@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import pickle
 import re
 import signal
 import socket
@@ -296,23 +295,6 @@ def test_a_lazy_basket_is_read_in_the_callers_thread(service: Service) -> None:
     with hotplate.Client(service.url, timeout_s=AMPLE_S) as client:
         answer = client.fold_in(item for item in ["a"] if threading.get_ident() == here)
     assert (ids(answer), answer.source) == (["b", "c"], "fold-in")
-
-
-@pytest.mark.parametrize("kind", [hotplate.Client, hotplate.AsyncClient])
-def test_a_client_is_pickled_by_its_arguments(
-    kind: type[hotplate.Client | hotplate.AsyncClient], service: Service
-) -> None:
-    async def read(client: hotplate.AsyncClient) -> list[str]:
-        async with client:
-            return ids(await client.popular())
-
-    copied = pickle.loads(pickle.dumps(kind(service.url, timeout_s=AMPLE_S, key="hp_key")))
-    if isinstance(copied, hotplate.Client):
-        with copied:
-            assert ids(copied.popular())
-    else:
-        assert asyncio.run(read(copied))
-    assert pickle.dumps(copied) == pickle.dumps(kind(service.url, timeout_s=AMPLE_S, key="hp_key"))
 
 
 def test_a_closed_client_raises_client_closed(service: Service) -> None:
@@ -679,5 +661,5 @@ def test_a_client_loads_neither_the_service_nor_a_store() -> None:
     done = run_process(sys.executable, "-c", f"{program}; print(*sys.modules)", cwd=ROOT)
     loaded = set(done.stdout.split())
     assert "httpcore2" in loaded
-    assert not loaded & {"aiohttp", "lmdb", "typer", "rich", "uvloop", "orjson", "msgspec", "numpy"}
+    assert not loaded & {"aiohttp", "lmdb", "click", "rich", "uvloop", "orjson", "msgspec", "numpy"}
     assert not {name for name in loaded if re.match(r"hotplate\.(serve|stores|cli|offline|bench)(\.|$)", name)}

@@ -155,7 +155,7 @@ def test_importing_a_light_room_loads_no_heavy_library(room: str) -> None:
     program = f"import sys, {', '.join(names)}; print(*sys.modules)"
     loaded = set(run_process(sys.executable, "-c", program, cwd=ROOT).stdout.split())
     assert not {name.partition(".")[0] for name in loaded} & (HEAVY | FOLDERS)
-    others = {"typer", "hotplate.cli", *(f"hotplate.{folder}" for folder in FOLDERS)}
+    others = {"click", "hotplate.cli", *(f"hotplate.{folder}" for folder in FOLDERS)}
     assert room == "hotplate" or not loaded & (others - {f"hotplate.{room}", "hotplate.stores"})
 
 

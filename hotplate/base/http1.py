@@ -28,8 +28,6 @@ IDLE_S = 60.0
 STALE_S = 2.0
 
 END_OF_HEAD = b"\r\n\r\n"
-# Of the answer of a proxy.
-MAX_TUNNEL_HEAD = 16_384
 
 
 class RequestFailed(Exception):
@@ -224,39 +222,6 @@ class Transport(Protocol):
         """Close all connections."""
 
 
-class _Tunnel(asyncio.Protocol):
-    """Waits for a proxy's answer to the request for a tunnel."""
-
-    def __init__(self) -> None:
-        self.opened = asyncio.get_running_loop().create_future()
-        self._received = b""
-
-    def data_received(self, data: bytes) -> None:
-        """Collect the proxy's response up to the end of its headers, then complete `opened`.
-
-        Any status but 200, and bytes after the headers, are a failure.
-        """
-        self._received += data
-        head, end, surplus = self._received.partition(END_OF_HEAD)
-        is_complete = bool(end) or len(head) > MAX_TUNNEL_HEAD
-        if self.opened.done() or not is_complete:
-            return
-
-        words = head.split(b" ", 2)
-        status = words[1].decode("latin-1") if len(words) > 1 else "?"
-        if end and status == "200" and not surplus:  # a server does not speak first
-            self.opened.set_result(None)
-        else:
-            self._fail(f"the proxy opened no tunnel, and answered {status}")
-
-    def connection_lost(self, error: Exception | None) -> None:
-        self._fail(f"the proxy closed the connection: {error}")
-
-    def _fail(self, reason: str) -> None:
-        if not self.opened.done():
-            self.opened.set_exception(ConnectionError(reason))
-
-
 Pending = asyncio.Future[Response]
 
 
@@ -366,32 +331,12 @@ class ConnectionPool:
                 if self._proxy is None:
                     await connect(partial(ClientConnection, self), *self._server, ssl=self._tls)
                 else:
-                    await self._connect_through(self._proxy)
+                    tunnel = await asyncio.to_thread(self._proxy.open_tunnel, *self._server, CONNECT_S)
+                    host = None if self._tls is None else self._server[0]
+                    await connect(partial(ClientConnection, self), sock=tunnel, ssl=self._tls, server_hostname=host)
         except (OSError, UnicodeError) as error:  # UnicodeError: invalid host
             self._connect_error = error
             self._pause()
-
-    async def _connect_through(self, proxy: Proxy) -> None:
-        """Open a connection through a tunnel of *proxy*, with TLS inside it; raises OSError."""
-        loop = asyncio.get_running_loop()
-        transport, tunnel = await loop.create_connection(_Tunnel, proxy.host, proxy.port)
-        opened: asyncio.Transport | None = transport
-        connection = ClientConnection(self)
-
-        try:
-            transport.write(proxy.tunnel_request(*self._server))
-            await tunnel.opened
-            if self._tls is None:
-                transport.set_protocol(connection)
-            else:
-                opened = await loop.start_tls(transport, connection, self._tls, server_hostname=self._server[0])
-        except BaseException:
-            transport.abort()
-            raise
-
-        if opened is None:
-            raise ConnectionResetError("the proxy has closed the tunnel")
-        connection.connection_made(opened)
 
     def _opened(self, opening: asyncio.Task[None]) -> None:
         self._opening.discard(opening)

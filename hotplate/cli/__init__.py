@@ -9,7 +9,7 @@ imports when it is called. `flags` turns annotated fields into options, `options
 import os
 import sys
 
-# Values of a variable that typer reads as False.
+# Values of a variable that click reads as False.
 FALSE = {"", "0", "false", "f", "no", "n", "off"}
 
 

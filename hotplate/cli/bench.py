@@ -7,20 +7,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import orjson
-import typer
+from click.exceptions import Exit
 
 from hotplate.base.report import Report, write_file
 from hotplate.bench.options import HOW, HttpOptions, ReferenceOptions, StoresOptions, SweepOptions
 from hotplate.bench.progress import ProgressDisplay, progress_display
 from hotplate.cli.flags import Verbs
-from hotplate.cli.terminal import Json, err, out, require_file_path, require_folder, show_report
+from hotplate.cli.terminal import err, out, require_file_path, require_folder, show_report
 from hotplate.stores.options import Argument, Flag
 
 if TYPE_CHECKING:
     from hotplate.bench.cosmos_emulator.server import RunningEmulator
 
 app = Verbs(
-    no_args_is_help=True,
     prefix="BENCH_",
     help="Measure services and stores, and compare measurements.\n\n"
     "Example: hotplate bench http http://127.0.0.1:8080 --users 1000 --find-max --slo p99=5ms",
@@ -35,9 +34,7 @@ _flag = partial(Flag, prefix="COSMOS_EMULATOR_")
 _port = partial(_flag, at_least=0, at_most=65535)
 
 
-def _measure_and_report(
-    kind: str, measure: Callable[[ProgressDisplay], Report], written: Path, *, as_json: bool
-) -> NoReturn:
+def _measure_and_report(kind: str, measure: Callable[[ProgressDisplay], Report], written: Path) -> NoReturn:
     """Measure, print and write the report, and exit with its code.
 
     If it is interrupted before anything was measured, the files of an earlier report are kept.
@@ -54,26 +51,25 @@ def _measure_and_report(
 
             report = interrupted_report(kind)
             is_kept = report_page.is_saved(written)
-    _print_and_exit(report, None if is_kept else written, as_json=as_json)
+    _print_and_exit(report, None if is_kept else written)
 
 
-def _print_and_exit(report: Report, written: Path | None, *, as_json: bool) -> NoReturn:
+def _print_and_exit(report: Report, written: Path | None) -> NoReturn:
     """Print a report, write it to files with the name *written*, if it is not None, and exit with the report's code.
 
     It is printed first: what was measured is not lost if it cannot be written.
     """
-    show_report(report, as_json=as_json)
+    show_report(report)
     if written is not None:
         from hotplate.base import report_page  # an extra
 
         report_page.save(report, written)
-        if not as_json:
-            out.print(f"The rest is in {written}.json and {written}.html.")
-    raise typer.Exit(report.exit_code)
+        out.print(f"The rest is in {written}.json and {written}.html.")
+    raise Exit(report.exit_code)
 
 
 @app.command(also=EXIT_CODES)
-def http(options: HttpOptions, written: Written = Path("hotplate-bench"), as_json: Json = False) -> None:
+def http(options: HttpOptions, written: Written = Path("hotplate-bench")) -> None:
     """Measure a service under an open-loop load, and write a report.
 
     Example: hotplate bench http http://127.0.0.1:8080 --rate 2k --duration 30s --repeat 5 --store
@@ -82,11 +78,11 @@ def http(options: HttpOptions, written: Written = Path("hotplate-bench"), as_jso
     from hotplate.bench.http import measure
     from hotplate.bench.http_plan import make_plan
 
-    _measure_and_report("http", lambda display: measure(make_plan(options), display), written, as_json=as_json)
+    _measure_and_report("http", lambda display: measure(make_plan(options), display), written)
 
 
 @app.command(also=EXIT_CODES)
-def stores(options: StoresOptions, written: Written = Path("hotplate-stores"), as_json: Json = False) -> None:
+def stores(options: StoresOptions, written: Written = Path("hotplate-stores")) -> None:
     """Compare stores, each behind a service, with the same lists, users and schedule.
 
     The table shows latencies, CPU, and the cost of a billion reads. Rounds alternate between the stores. An empty store
@@ -100,11 +96,11 @@ def stores(options: StoresOptions, written: Written = Path("hotplate-stores"), a
     from hotplate.bench.stores.report import compare_stores
 
     require_file_path(options.record)
-    _measure_and_report("stores", lambda display: compare_stores(options, display), written, as_json=as_json)
+    _measure_and_report("stores", lambda display: compare_stores(options, display), written)
 
 
 @app.command(also=EXIT_CODES)
-def reference(options: ReferenceOptions, written: Written = Path("hotplate-reference"), as_json: Json = False) -> None:
+def reference(options: ReferenceOptions, written: Written = Path("hotplate-reference")) -> None:
     """Repeat the load of Microsoft's reference architecture on Cosmos DB, beside the published 60 ms.
 
     200 users send 180 requests/s; the container has 11,000 RU/s. Without --account, Cosmos DB is emulated.
@@ -113,11 +109,11 @@ def reference(options: ReferenceOptions, written: Written = Path("hotplate-refer
     """
     from hotplate.bench.stores.reference import reproduce
 
-    _measure_and_report("reference", lambda display: reproduce(options, display), written, as_json=as_json)
+    _measure_and_report("reference", lambda display: reproduce(options, display), written)
 
 
 @app.command(also=EXIT_CODES)
-def ru(options: SweepOptions, written: Written = Path("hotplate-ru"), as_json: Json = False) -> None:
+def ru(options: SweepOptions, written: Written = Path("hotplate-ru")) -> None:
     """Measure reads/s, p50, p99, 429s and cost at each level of provisioned RU/s.
 
     Starts an emulator of Cosmos DB and a service without cache, or measures --account: it prints the cost, asks,
@@ -130,7 +126,7 @@ def ru(options: SweepOptions, written: Written = Path("hotplate-ru"), as_json: J
     from hotplate.cli import bench_work
 
     plan = bench_work.confirmed_sweep(options)
-    _measure_and_report("ru", lambda display: sweep(plan, display), written, as_json=as_json)
+    _measure_and_report("ru", lambda display: sweep(plan, display), written)
 
 
 @app.command()
@@ -142,7 +138,6 @@ def charges(
     written: Annotated[Path, Flag("Write the charges to this file.", name="out")] = Path("charges.toml"),
     dry_run: Annotated[bool, Flag("Create nothing; print what would be created, and its cost.")] = False,
     yes: Annotated[bool, Flag("Do not ask for confirmation.", env=False)] = False,
-    as_json: Json = False,
 ) -> None:
     """Measure an account's charge of each operation, and write a file for `plan` and the emulator.
 
@@ -159,10 +154,9 @@ def charges(
         return
 
     measured = bench_work.measure_charges(plan)
-    show_report(measured.report(), as_json=as_json)
+    show_report(measured.report())
     write_file(written, measured.to_toml())
-    if not as_json:
-        out.print(f"The charges are in {written}.")
+    out.print(f"The charges are in {written}.")
 
 
 @app.command()
@@ -175,7 +169,6 @@ def compare(
     written: Annotated[
         Path | None, Flag("Also write it to NAME.json and NAME.html.", name="out", metavar="NAME")
     ] = None,
-    as_json: Json = False,
 ) -> None:
     """Test whether two measurements of `bench http` differ significantly.
 
@@ -190,7 +183,7 @@ def compare(
     from hotplate.bench.compare import read as read_report
 
     report = compare_reports(read_report(before), read_report(after), metric)
-    _print_and_exit(report, written, as_json=as_json)
+    _print_and_exit(report, written)
 
 
 def cosmos_emulator(
@@ -212,7 +205,6 @@ def cosmos_emulator(
     latency: Annotated[
         str | None, _flag("The delay of responses, as p50=4ms,p99=10ms, or a recorded file.", metavar="LATENCY|FILE")
     ] = None,
-    as_json: Json = False,
 ) -> None:
     """Emulate Azure Cosmos DB for NoSQL in memory, with request units and 429s. It is not the service.
 
@@ -242,13 +234,13 @@ def cosmos_emulator(
         certificate=certificate,
         latency=latency,
     )
-    uvloop.run(serve(settings, partial(_print_ready, key_shown=key_shown, as_json=as_json)))
+    uvloop.run(serve(settings, partial(_print_ready, key_shown=key_shown)))
 
 
-def _print_ready(emulator: "RunningEmulator", *, key_shown: str, as_json: bool) -> None:
+def _print_ready(emulator: "RunningEmulator", *, key_shown: str) -> None:
     """Print where the emulator listens; *key_shown* is its key, or the file that holds it."""
     endpoint = emulator.endpoint
-    if as_json:
+    if out.quiet:
         out.print_line(orjson.dumps({"endpoint": endpoint, "ports": emulator.ports}).decode())
         return
     out.print(f"emulating Cosmos DB for NoSQL on {endpoint} (an emulation, in memory; not Azure)")

@@ -2,7 +2,8 @@
 
 from time import time
 
-import typer
+import click
+from click.exceptions import Exit
 
 from hotplate.base.exit_codes import FAILED
 from hotplate.bench.errors import BenchMisused
@@ -28,16 +29,16 @@ def confirmed_sweep(options: SweepOptions) -> SweepPlan:
 
 
 def _confirm(*, yes: bool) -> None:
-    """Ask whether the cost that was printed may be spent, unless *yes*; raises typer.Exit if not."""
+    """Ask whether the cost that was printed may be spent, unless *yes*; raises Exit if not."""
     if yes:
         return
     try:
-        is_wanted = typer.confirm("Create that, and spend it?", err=True)
-    except typer.Abort:
+        is_wanted = click.confirm("Create that, and spend it?", err=True)
+    except click.Abort:
         raise BenchMisused("the cost was not confirmed, so nothing was created; in scripts, give --yes") from None
     if not is_wanted:
         err.print("nothing was created")
-        raise typer.Exit(FAILED)
+        raise Exit(FAILED)
 
 
 def confirmed_charges(store: str, sizes: str, *, dry_run: bool, yes: bool) -> ChargesPlan | None:

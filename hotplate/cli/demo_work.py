@@ -37,7 +37,7 @@ def demonstrate(data: Path | None, *, host: str, port: int) -> None:
         model_folder = folder / "model"
         with progress_bars() as on_progress:
             trained = run_interruptibly(lambda: train(training, model_folder, on_progress))
-        print_training(trained, as_json=False)
+        print_training(trained)
 
         store_url = f"file://{folder / 'store'}"
         publish_work.publish_models(PublishFlags(model=model_folder, store=store_url))

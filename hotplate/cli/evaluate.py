@@ -3,8 +3,6 @@
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from hotplate.base.report import write_file
 from hotplate.cli.flags import Verbs
 from hotplate.cli.options import ListFlags
@@ -12,7 +10,6 @@ from hotplate.cli.terminal import out, require_file_path, run_interruptibly, sho
 from hotplate.stores.options import Argument, Flag
 
 app = Verbs(
-    no_args_is_help=True,
     help="Measure lists against the choices of users, report on a model, and compare two.\n\n"
     "Example: hotplate evaluate lists.parquet test.csv --train train.csv",
 )
@@ -44,22 +41,20 @@ def lists(
 def report(
     model: Annotated[Path, Argument("A folder written by `hotplate train`.", "MODEL")],
     page: Annotated[Path, Flag("Write the page to this file.", name="out", env=False)] = Path("evaluation.html"),
-    as_json: Annotated[bool, Flag("Print the report as JSON, and write no page.", name="json")] = False,
 ) -> None:
-    """Write an HTML page on the quality of a model, next to its baselines, with sample lists.
+    """Write an HTML page on the quality of a model, next to its baselines, with sample lists; with --json, no page.
 
     Example: hotplate evaluate report model --out report.html
     """
     from hotplate.base.report_page import page as html_page
     from hotplate.offline.evaluate.model_report import model_report
 
-    if not as_json:
+    if not out.quiet:
         require_file_path(page)
     quality = run_interruptibly(lambda: model_report(model))
-    if not as_json:
+    show_report(quality)
+    if not out.quiet:
         write_file(page, html_page(quality))
-    show_report(quality, as_json=as_json)
-    if not as_json:
         out.print(f"report written to {page}")
 
 
@@ -69,7 +64,7 @@ def compare(
     second: Annotated[str, Argument("The lists that may be better, given in the same way.", "B")],
     truth: Annotated[Path, Flag("Compare both with this file of user and item.", urls=True)],
     flags: ListFlags,
-) -> None:
+) -> int:
     """Test whether B is better than A, by the difference of each user's two lists.
 
     Exit codes: 0 B is not significantly worse; 1 failed; 3 B is worse.
@@ -78,4 +73,4 @@ def compare(
     """
     from hotplate.cli import evaluate_work
 
-    raise typer.Exit(evaluate_work.compare(first, second, truth, flags))
+    return evaluate_work.compare(first, second, truth, flags)

@@ -19,16 +19,15 @@ def measure(origin: str, truth: Path, flags: ListFlags, *, train: Path | None, r
     evaluator, (candidate,) = run_interruptibly(reading)
 
     report = run_interruptibly(lambda: evaluator.evaluate(candidate))
-    show_report(report, as_json=flags.as_json)
-    if not flags.as_json:
-        print_rows_read(named_paths([truth]), evaluator.truth.rows, evaluator.truth.left_out)
+    show_report(report)
+    print_rows_read(named_paths([truth]), evaluator.truth.rows, evaluator.truth.left_out)
 
 
 def compare(first: str, second: str, truth: Path, flags: ListFlags) -> int:
     """Compare two origins of lists, as those of `measure`, print the report, and return its exit code."""
     evaluator, (before, after) = run_interruptibly(partial(read_lists, truth, [first, second], _settings(flags)))
     report = run_interruptibly(lambda: evaluator.compare(before, after))
-    show_report(report, as_json=flags.as_json)
+    show_report(report)
     return report.exit_code
 
 

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated
 from hotplate.base.report import format_count
 from hotplate.cli.flags import Verbs
 from hotplate.cli.terminal import (
-    Json,
     StoreUrl,
     out,
     print_json,
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
     from hotplate.stores.store import Store
 
 app = Verbs(
-    no_args_is_help=True,
     help="Ship the events that a service collected, and report on them.\n\n"
     "Example: hotplate events report /var/lib/hotplate/events",
 )
@@ -41,7 +39,6 @@ def ship(
     to: Annotated[
         str, Flag("A folder or a URL of an installed fsspec file system, as abfs://…", metavar="URL", prefix="EVENTS_")
     ],
-    as_json: Json = False,
 ) -> None:
     """Move closed segments to another place; each is removed here after a complete copy.
 
@@ -54,10 +51,7 @@ def ship(
 
     with progress_bars() as on_progress:
         shipped = ship_segments(folder, to, partial(on_progress, "ship"))
-    if as_json:
-        print_json(shipped)
-        return
-
+    print_json(shipped)
     out.print(f"shipped {format_count(shipped.segments, 'segment')}, {shipped.bytes / 1e6:,.1f} MB, to {redacted(to)}")
     if shipped.recovered:
         out.print(f"{shipped.recovered} of them are of workers that were killed")
@@ -78,7 +72,6 @@ def report(
         float, Flag("The smallest change worth finding, in percent.", at_least=0.1, metavar="PERCENT")
     ] = 5.0,
     store: StoreUrl = None,
-    as_json: Json = False,
 ) -> None:
     """Report the click-through rate by release, role (live, canary or other) and position in the list.
 
@@ -97,9 +90,7 @@ def report(
         counts = count_events(source, partial(on_progress, "report"), arms=arm_events)
     comparison = None if arm_events is None else arm_events.report(min_effect / 100)
 
-    if as_json:
-        print_json(_report_json(counts, comparison))
-        return
+    print_json(_report_json(counts, comparison))
     _print_counts(counts)
     if comparison is None:
         _print_rates(counts)

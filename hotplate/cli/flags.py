@@ -1,37 +1,41 @@
 """Verbs whose parameters are settings: an annotated dataclass field is a flag, a variable, a TOML key and a help line.
 
-Typer parses the command line, `help_pages` prints the help, and msgspec converts values of all three origins.
+click parses the command line, `help_pages` writes the help, and msgspec converts values of all three origins.
 """
 
 import inspect
 import math
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
-from functools import wraps
+from dataclasses import MISSING, is_dataclass, replace
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
+import click
 import msgspec
-import typer
-from typer.core import TyperCommand, TyperGroup, TyperOption
+from click.core import ParameterSource
+from click.types import FuncParamType
 
-from hotplate.cli.help_pages import print_help
+from hotplate.cli.help_pages import ARGUMENTS, OPTIONS, Entry, help_page
+from hotplate.cli.terminal import out
 from hotplate.offline.errors import SettingError
 from hotplate.stores.errors import did_you_mean
-from hotplate.stores.options import RARE, TIMES_IN_WORDS, Argument, Flag, format_seconds, parse_seconds
+from hotplate.stores.options import RARE, TIMES_IN_WORDS, Flag, format_seconds, parse_seconds
 from hotplate.stores.urls import local_path, url_of
 
 PREFIX = "HOTPLATE_"
 # Similarity from which a variable counts as misspelt.
 ALIKE = 0.9
+# Added to the error of a number as HOTPLATE_PORT=tcp://10.0.0.1:80.
+KUBERNETES = "; Kubernetes sets it for a service of that name: give pods enableServiceLinks: false"
+JSON = "as_json"
+Json = Annotated[bool, Flag("Print one JSON object instead of text.", name="json")]
 METAVARS = {int: "N", float: "NUMBER", str: "TEXT", Path: "FILE"}
 
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
     """One annotated field or parameter.
 
@@ -40,47 +44,35 @@ class Setting:
     is_list      whether it has any number of values
     default      MISSING if it is required
     declaration  its help, bounds and place in the help
-    flag         as typer takes it, `--cache` or `--cache/--no-cache`; None for an argument
+    flag         as click takes it, `--cache` or `--cache/--no-cache`; None for an argument
     variable     its environment variable, None without one
     """
 
-    name: str
-    value_type: Any
-    is_list: bool
-    default: Any
-    declaration: Flag | Argument
-    flag: str | None = None
-    variable: str | None = None
-
-    @classmethod
-    def of(cls, name: str, annotation: Any, default: Any, prefix: str) -> "Setting":  # noqa: ANN401 -- of any type
-        """Return the setting of a field with the name *name*, declared by *annotation*: Annotated[type, Flag(...)].
+    def __init__(self, name: str, annotation: Any, default: Any, prefix: str) -> None:  # noqa: ANN401 -- of any type
+        """Describe the field *name*, declared by *annotation*: Annotated[type, Flag(...)].
 
         A Flag becomes an option such as --max-ru and, unless it declares otherwise, an environment variable such as
         HOTPLATE_MAX_RU; *prefix* follows HOTPLATE_ in its name. An Argument, a parameter by position, has neither.
         """
         annotated, declaration = get_args(annotation)[:2]
-        value_type, is_list = _value_type_of(annotated)
+        self.name = name
+        self.default = default
+        self.declaration: Flag = declaration
+        self.value_type, self.is_list = _value_type_of(annotated)
+        self.flag: str | None = None
+        self.variable: str | None = None
+        if declaration.is_argument:
+            return
 
-        flag = None
-        variable = None
-        if isinstance(declaration, Flag):
-            flag = declaration.name or name.replace("_", "-")
-            if not flag.startswith("-"):
-                flag = f"--{flag}"
-            if declaration.env:
-                own_prefix = prefix if declaration.prefix is None else declaration.prefix
-                variable = f"{PREFIX}{own_prefix}{_key_of(flag).upper()}"
-
-        return cls(
-            name=name,
-            value_type=value_type,
-            is_list=is_list,
-            default=default,
-            declaration=declaration,
-            flag=flag,
-            variable=variable,
-        )
+        flag = declaration.name or name.replace("_", "-")
+        if not flag.startswith("-"):
+            flag = f"--{flag}"
+        if annotated is bool and default is not False and "/" not in flag:
+            flag += f"/--no-{flag.removeprefix('--')}"
+        self.flag = flag
+        if declaration.env:
+            own_prefix = prefix if declaration.prefix is None else declaration.prefix
+            self.variable = declaration.variable or f"{PREFIX}{own_prefix}{_key_of(flag).upper()}"
 
     @property
     def key(self) -> str:
@@ -90,65 +82,63 @@ class Setting:
     @property
     def is_rare(self) -> bool:
         """Whether it stands last in the help."""
-        return isinstance(self.declaration, Flag) and self.declaration.panel == RARE
+        return self.declaration.panel == RARE
 
     @property
     def is_time(self) -> bool:
         """Whether its text is a time, as 30s."""
-        return isinstance(self.declaration, Flag) and self.declaration.is_time
+        return self.declaration.is_time
 
     @property
     def is_one_url(self) -> bool:
         """Whether it is the URL of one store; a second URL is an error."""
         return not self.is_list and self.declaration.metavar == "URL" and self.flag is not None
 
-    def parameter(self) -> inspect.Parameter:
-        """Return the parameter of a function that makes typer parse the setting.
-
-        Typer gets the choices of a Literal as texts, and the URL of a store as a list, to detect a second one.
-        """
-        choices = get_args(self.value_type) if get_origin(self.value_type) is Literal else ()
-        typer_type: Any = str if choices else self.value_type
-        if self.is_list or self.is_one_url:
-            typer_type = list[typer_type]
-
-        default = self.default
-        if default is None:
-            typer_type |= None
-        elif default is MISSING:
-            default = inspect.Parameter.empty
-        elif self.is_list:
-            default = list(default)
-        annotation = Annotated[typer_type, self._typer_declaration(choices)]
-        return inspect.Parameter(self.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
-
-    def _typer_declaration(self, choices: Sequence[str]) -> Any:  # noqa: ANN401 -- typer's own
-        """Return the typer.Option or typer.Argument that declares the setting: its names, help and parser.
-
-        *choices* are the values of a Literal, empty for other types. Texts of bool and str are parsed by typer.
-        """
-        if isinstance(self.declaration, Argument):
-            return typer.Argument(
-                metavar=self.declaration.metavar,
-                help=self.declaration.help,
-                parser=self._parse_option if self.value_type is Path else None,
-                show_default=False,
-            )
-
-        flag = str(self.flag)
-        if self.value_type is bool and "/" not in flag and self.default is not False:
-            flag += f"/--no-{flag.removeprefix('--')}"
-        default_metavar = "TIME" if self.is_time else "|".join(choices) or METAVARS.get(self.value_type)
-        return typer.Option(
-            flag,
-            metavar=self.declaration.metavar or default_metavar,
+    def parameter(self) -> click.Parameter:
+        """Return the parameter that makes click parse the setting; the URL of a store also if it is given twice."""
+        more: dict[str, Any] = {"required": self.default is MISSING}
+        if self.default not in (MISSING, None):
+            more["default"] = self.default
+        if self.flag is None:
+            count = -1 if self.is_list else 1
+            metavar = self.declaration.metavar
+            return click.Argument([self.name], type=self._click_type, nargs=count, metavar=metavar, **more)
+        return _Option(
+            [self.flag, self.name],
+            type=self._click_type,
+            multiple=self.is_list or self.is_one_url,
+            callback=_only_url if self.is_one_url else None,
+            is_flag=self.value_type is bool or None,
             envvar=self.variable,
-            show_envvar=False,
-            help=self.declaration.help,
-            parser=self._parse_option if choices or self.is_time or self.value_type in (int, float, Path) else None,
-            rich_help_panel=self.declaration.panel,
-            show_default=self._shown_default or False,
+            **more,
         )
+
+    @property
+    def _click_type(self) -> Any:  # noqa: ANN401 -- whatever click takes for a type
+        if self.value_type is bool:
+            return bool
+        if get_origin(self.value_type) is tuple:  # several words, such as a region and a currency
+            return get_args(self.value_type)
+        return _ListedPaths(self.read) if self.value_type is Path else self.read
+
+    def help_entry(self) -> Entry:
+        """Return the line of the help: the names, with the metavar, and the text, with the default."""
+        declaration = self.declaration
+        if self.flag is None:
+            name = f"{declaration.metavar}{'...' if self.is_list else ''}"
+            return Entry(ARGUMENTS, name, declaration.help)
+
+        name = self.flag
+        if self.value_type is not bool:
+            choices = "|".join(get_args(self.value_type)) if get_origin(self.value_type) is Literal else ""
+            metavar = "TIME" if self.is_time else choices or METAVARS.get(self.value_type)
+            name += f" {declaration.metavar or metavar}"
+        text = declaration.help
+        if self.default is MISSING:
+            text += " [required]"
+        elif self._shown_default:
+            text += f" [default: {self._shown_default}]"
+        return Entry(declaration.panel or OPTIONS, name, text)
 
     @property
     def _shown_default(self) -> str:
@@ -164,14 +154,6 @@ class Setting:
         if isinstance(default, tuple):
             return ", ".join(map(str, default))
         return f"{default:,g}" if isinstance(default, float) else str(default)
-
-    def from_typer(self, value: Any) -> Any:  # noqa: ANN401 -- of any type
-        """Return the field's value; BadParameter for a second URL of one store."""
-        if self.is_one_url:
-            if value and len(value) > 1:
-                raise typer.BadParameter(f"it takes one URL, but is given {len(value)} times", param_hint=self.flag)
-            return value[0] if value else None
-        return tuple(value or ()) if self.is_list else value
 
     def from_environment(self) -> Any:  # noqa: ANN401 -- of any type
         """Return the variable's value, None if unset; ValueError as `read`."""
@@ -207,14 +189,15 @@ class Setting:
             readable = str(value) if value_type is str else seconds
         elif value_type is float and str(value).startswith("."):
             readable = f"0{value}"  # msgspec reads no .5
-        if value_type in (int, float) and isinstance(self.declaration, Flag):
+        if value_type in (int, float):
             bounds = msgspec.Meta(ge=self.declaration.at_least, le=self.declaration.at_most)
             value_type = Annotated[value_type, bounds]
 
         try:
             result = msgspec.convert(readable, value_type, strict=False, dec_hook=lambda path, text: path(text))
         except msgspec.ValidationError as error:
-            raise ValueError(f"{value!r} {self._describe_mismatch(str(error))}") from error
+            cause = KUBERNETES if str(value).startswith("tcp://") else ""
+            raise ValueError(f"{value!r} {self._describe_mismatch(str(error))}{cause}") from error
         if isinstance(result, float) and not math.isfinite(result):
             raise ValueError(f"{value!r} {self._describe_mismatch('not finite')}")
         return result
@@ -226,7 +209,7 @@ class Setting:
         """
         if get_origin(self.value_type) is Literal:
             return f"is not one of {', '.join(get_args(self.value_type))}"
-        if self.value_type not in (int, float) or not isinstance(self.declaration, Flag):
+        if self.value_type not in (int, float):
             return f"cannot be read: {reason}"
 
         number = "a whole number" if self.value_type is int else "a number"
@@ -234,29 +217,12 @@ class Setting:
             number += " of seconds"
         low = self.declaration.at_least
         high = self.declaration.at_most
-        if low is None and high is None:
-            return f"is not {number}"
-        if high is None:
-            return f"is not {number} of at least {low:,.10g}"
-        if low is None:
-            return f"is not {number} of at most {high:,.10g}"
-        return f"is not {number} from {low:,.10g} to {high:,.10g}"
-
-    def _parse_option(self, text: Any) -> Any:  # noqa: ANN401 -- typer parses defaults, too
-        """Return the value of an option's text, like `read`. Raises typer.BadParameter for an invalid one.
-
-        Typer does not tell whether a text is from the command line or from the setting's environment variable. If the
-        variable has the same text, the error names it.
-        """
-        try:
-            return self.read(text)
-        except ValueError as error:
-            if self.variable is None or os.environ.get(self.variable) != str(text):
-                raise typer.BadParameter(str(error)) from error
-            reason = str(error)
-            if str(text).startswith("tcp://"):
-                reason += "; Kubernetes sets it for a service of that name: give pods enableServiceLinks: false"
-            raise typer.BadParameter(reason, param_hint=f"the variable {self.variable}") from error
+        bounds = ""
+        if low is not None:
+            bounds = f" of at least {low:,.10g}"
+        if high is not None:
+            bounds = f" of at most {high:,.10g}" if low is None else f" from {low:,.10g} to {high:,.10g}"
+        return f"is not {number}{bounds}"
 
 
 def _value_type_of(annotated: Any) -> tuple[Any, bool]:  # noqa: ANN401 -- of any type
@@ -277,162 +243,163 @@ def _key_of(flag: str) -> str:
     return flag.partition("/")[0].strip("-").replace("-", "_")
 
 
-def local_path_option(text: str | Path) -> Path:
-    """Parse an option of typer's own that is a path of this machine; BadParameter for a URL."""
-    try:
-        return local_path(text)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
+class _ListedPaths(FuncParamType[Any, Any]):
+    """Paths, which a variable separates as PATH does."""
+
+    envvar_list_splitter = os.pathsep
 
 
-class _Verb(TyperCommand):
-    """A verb, with our help and errors."""
+class _Option(click.Option):
+    """An option; an error in the value of its environment variable names the variable."""
 
-    def format_help(self, ctx: Any, formatter: Any) -> None:  # noqa: ANN401, ARG002 -- of typer, which prints here, too
-        """Print the help."""
-        print_help(self, ctx)
+    def get_error_hint(self, ctx: click.Context | None) -> str:
+        """Return the name in errors."""
+        if ctx is not None and ctx.get_parameter_source(self.name) is ParameterSource.ENVIRONMENT:
+            return f"the variable {self.envvar}"
+        return super().get_error_hint(ctx)
 
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # noqa: ANN401 -- of typer
-        """Parse the command line and the environment; an error names the variable of a switch, which has no value."""
+
+def _only_url(context: click.Context, option: click.Parameter, urls: Sequence[str]) -> str | None:
+    """Return the URL of an option, None without one; BadParameter for several."""
+    if len(urls) > 1:
+        raise click.BadParameter(f"it takes one URL, but is given {len(urls)} times", context, option)
+    return urls[0] if urls else None
+
+
+def _print_help(context: click.Context, _: click.Parameter, is_wanted: bool) -> None:
+    if is_wanted:
+        out.print_line(context.get_help())
+        context.exit()
+
+
+class Verb(click.Command):
+    """A function as a verb of the command: its parameters are settings, and groups of them (dataclasses).
+
+    *prefix* follows HOTPLATE_ in the names of environment variables. With *has_json*, `--json` sets `out.quiet`.
+    """
+
+    def __init__(
+        self,
+        name: str | None,
+        function: Callable[..., Any],
+        *,
+        help: str,
+        prefix: str = "",
+        has_json: bool = False,
+        **more: Any,  # noqa: ANN401 -- click's own
+    ) -> None:
+        self._function = function
+        self._settings = list(settings_of(function, prefix))
+        if has_json:
+            self._settings.append(Setting(JSON, Json, default=False, prefix=""))
+        parameters = [setting.parameter() for setting in self._settings]
+        super().__init__(name, callback=self._call, params=parameters, help=help, **more)
+
+    def get_help_option(self, ctx: click.Context) -> click.Option:  # noqa: ARG002 -- as of click
+        """Return the option that prints the help; click's own fails if nobody reads it."""
+        return click.Option(["--help"], is_flag=True, is_eager=True, expose_value=False, callback=_print_help)
+
+    def _call(self, **values: Any) -> Any:  # noqa: ANN401 -- of any type
+        _warn_of_misspelt_variables(self._settings)
+        out.quiet = values.get(JSON, False)
         try:
-            return super().parse_args(ctx, args)
-        except typer.BadParameter as error:
-            option = error.param
-            if not (isinstance(option, TyperOption) and option.is_flag and isinstance(option.envvar, str)):
-                raise
-            reason = f"{os.environ.get(option.envvar)!r} is neither true nor false"
-            raise typer.BadParameter(reason, param_hint=f"the variable {option.envvar}") from error
+            return build(self._function, values)
+        finally:
+            out.quiet = False
+
+    def get_help(self, ctx: click.Context) -> str:
+        """Return the help, in which rare settings are the last."""
+        settings = sorted(self._settings, key=lambda setting: setting.is_rare)
+        entries = [setting.help_entry() for setting in settings]
+        words = [ctx.command_path, "[OPTIONS]"]
+        for setting, entry in zip(settings, entries, strict=True):
+            if setting.flag is None:
+                words.append(entry.name if setting.default is MISSING else f"[{entry.name}]")
+        if isinstance(self, click.Group):
+            words.append("VERB ...")
+            for name, verb in self.commands.items():
+                entries.append(Entry("Verbs", name, (verb.help or "").partition("\n\n")[0]))
+        return help_page(" ".join(words), self.help or "", entries, self.epilog or _end_of_help(settings))
 
 
-class _Group(TyperGroup):
-    """A group of verbs, with our help."""
+class Verbs(Verb, click.Group):
+    """A group of verbs, with options of its own if it has a *function*."""
 
-    def format_help(self, ctx: Any, formatter: Any) -> None:  # noqa: ANN401, ARG002 -- as of `_Verb`
-        """Print the help."""
-        print_help(self, ctx)
-
-
-class Verbs(typer.Typer):
-    """A typer app whose verbs take dataclasses of settings; variables begin with HOTPLATE_ and *prefix*."""
-
-    def __init__(self, *, prefix: str = "", **more: Any) -> None:  # noqa: ANN401 -- typer's own
-        super().__init__(cls=_Group, **more)
+    def __init__(
+        self,
+        *,
+        help: str,
+        prefix: str = "",
+        function: Callable[..., Any] = lambda: None,
+        **more: Any,  # noqa: ANN401 -- click's own
+    ) -> None:
+        super().__init__(None, function, help=help, no_args_is_help=True, **more)
         self._prefix = prefix
 
-    def command(  # type: ignore[override]
-        self,
-        name: str | None = None,
-        *,
-        also: str = "",
-        **more: Any,  # noqa: ANN401 -- typer's own
-    ) -> Callable[[Callable[..., T]], Callable[..., T]]:
-        """Return a decorator that registers a function as a verb of the command, and returns it unchanged.
+    def add(self, function: Callable[..., Any], name: str, also: str = "", *, has_json: bool = True) -> None:
+        """Add a function as a `Verb`; *also* follows its docstring in the help."""
+        help_text = inspect.cleandoc((function.__doc__ or "") + also)
+        self.add_command(Verb(name, function, help=help_text, prefix=self._prefix, has_json=has_json))
 
-        name  of the verb, by default the function's
-        also  a text after the function's docstring in the help of the verb
-        more  parameters of `typer.Typer.command`
-        """
+    def command(  # type: ignore[override]
+        self, name: str | None = None, *, also: str = ""
+    ) -> Callable[[Callable[..., T]], Callable[..., T]]:
+        """Return a decorator that adds a function as a verb, by default with its name, and returns it unchanged."""
 
         def register(function: Callable[..., T]) -> Callable[..., T]:
-            verb, epilog = verb_with_flags(function, self._prefix)
-            help_text = inspect.cleandoc((function.__doc__ or "") + also)
-            super(Verbs, self).command(name, cls=_Verb, help=help_text, epilog=epilog, **more)(verb)
+            self.add(function, name or function.__name__, also)
             return function
 
         return register
 
 
-def verb_with_flags(function: Callable[..., T], prefix: str) -> tuple[Callable[..., T], str]:
-    """Return *function* as a verb for typer, with a keyword parameter for each setting, and the end of its help.
-
-    A parameter of *function* is one of three: a setting, annotated with a Flag or an Argument; a group, a dataclass of
-    settings, which the verb builds from the settings' values; or an option of typer's own, which stays unchanged.
-    *prefix* follows HOTPLATE_ in the names of environment variables. Rare settings are the last in the help.
-    """
-    function_parameters = list(inspect.signature(function).parameters.values())
-    settings = list[Setting]()
-    parameters = list[inspect.Parameter]()
-    for parameter in function_parameters:
-        own_settings = list(_settings_in(parameter, prefix))
-        if own_settings:
-            settings += own_settings
-            parameters += [setting.parameter() for setting in own_settings]
-        else:
-            parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
-
-    rare_names = {setting.name for setting in settings if setting.is_rare}
-    parameters.sort(key=lambda parameter: parameter.name in rare_names)
-
-    @wraps(function)
-    def verb(**values: Any) -> T:  # noqa: ANN401 -- typer converts each value to its field's type
-        _warn_of_misspelt_variables(settings)
-        for setting in settings:
-            values[setting.name] = setting.from_typer(values[setting.name])
-        return function(**{parameter.name: _argument_of(parameter, values) for parameter in function_parameters})
-
-    return with_signature(verb, parameters), _end_of_help(settings)
-
-
-def _argument_of(parameter: inspect.Parameter, values: Mapping[str, Any]) -> Any:  # noqa: ANN401 -- of any type
-    """Return the argument for a parameter of a verb's function: its own value, or its group, built of values."""
-    annotation: Any = parameter.annotation
-    if isinstance(annotation, type) and is_dataclass(annotation):
-        return build_settings(annotation, values)
-    return values[parameter.name]
-
-
-def _settings_in(parameter: inspect.Parameter, prefix: str) -> Iterator[Setting]:
-    """Yield the settings of a parameter: of its group, itself, or none."""
-    if is_dataclass(parameter.annotation):
-        yield from settings_of(parameter.annotation, prefix)  # type: ignore[arg-type]  # a class
-    elif _is_setting(parameter.annotation):
+def _members(owner: Callable[..., Any]) -> Iterator[tuple[str, Any, Any]]:
+    """Yield the name, annotation and default of each parameter of a function, or of each field of a dataclass."""
+    for parameter in inspect.signature(owner).parameters.values():
         default = MISSING if parameter.default is parameter.empty else parameter.default
-        yield Setting.of(parameter.name, parameter.annotation, default, prefix)
+        yield parameter.name, parameter.annotation, default
 
 
-def with_signature(function: Callable[..., T], parameters: Sequence[inspect.Parameter]) -> Callable[..., T]:
-    """Return *function* with another signature, which typer inspects; the function itself is changed."""
-    function.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # what inspect.signature looks for
-    function.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    return function
+def _is_group(annotation: Any) -> bool:  # noqa: ANN401 -- of any type
+    return isinstance(annotation, type) and is_dataclass(annotation)
 
 
 def _is_setting(annotation: Any) -> bool:  # noqa: ANN401 -- of any type
-    return get_origin(annotation) is Annotated and isinstance(get_args(annotation)[1], Flag | Argument)
+    return get_origin(annotation) is Annotated and isinstance(get_args(annotation)[1], Flag)
 
 
-def settings_of(settings: type, prefix: str = "") -> Iterator[Setting]:
-    """Yield the settings of fields with a Flag or an Argument, also of nested dataclasses."""
-    for member in fields(settings):
-        if isinstance(member.type, type) and is_dataclass(member.type):
-            yield from settings_of(member.type, prefix)
-        elif _is_setting(member.type):
-            yield Setting.of(member.name, member.type, member.default, prefix)
+def settings_of(owner: Callable[..., Any], prefix: str = "") -> Iterator[Setting]:
+    """Yield the settings of a function or a dataclass, those with a Flag, also of nested dataclasses."""
+    for name, annotation, default in _members(owner):
+        if _is_group(annotation):
+            yield from settings_of(annotation, prefix)
+        elif _is_setting(annotation):
+            yield Setting(name, annotation, default, prefix)
 
 
 def values_of(settings: Any) -> Iterator[tuple[Setting, Any]]:  # noqa: ANN401 -- any dataclass
     """Yield each setting of `settings_of` with its value."""
-    for member in fields(settings):
-        value = getattr(settings, member.name)
-        if is_dataclass(member.type):
+    for name, annotation, default in _members(type(settings)):
+        value = getattr(settings, name)
+        if _is_group(annotation):
             yield from values_of(value)
-        elif _is_setting(member.type):
-            yield Setting.of(member.name, member.type, member.default, ""), value
+        elif _is_setting(annotation):
+            yield Setting(name, annotation, default, ""), value
 
 
-def build_settings(settings: type[T], values: Mapping[str, Any], base: T | None = None) -> T:
-    """Return an instance of the dataclass *settings* from *values* by field; other values are those of *base*.
+def build(owner: Callable[..., T], values: Mapping[str, Any], base: T | None = None) -> T:
+    """Call a function, or make an instance of a dataclass, with *values* by name; other fields are those of *base*.
 
     *values* has the fields of nested dataclasses, too, side by side with the others; so names of fields are unique in a
     verb.
     """
-    own_values = dict[str, Any]()
-    for member in fields(settings):  # type: ignore[arg-type]  # a dataclass
-        if isinstance(member.type, type) and is_dataclass(member.type):
-            own_values[member.name] = build_settings(member.type, values, getattr(base, member.name, None))
-        elif member.name in values:
-            own_values[member.name] = values[member.name]
-    return settings(**own_values) if base is None else replace(base, **own_values)  # type: ignore[type-var]  # as above
+    arguments = dict[str, Any]()
+    for name, annotation, _ in _members(owner):
+        if _is_group(annotation):
+            arguments[name] = build(annotation, values, getattr(base, name, None))
+        elif name in values:
+            arguments[name] = values[name]
+    return owner(**arguments) if base is None else replace(base, **arguments)  # type: ignore[type-var]  # a dataclass
 
 
 def settings_from_table(
@@ -463,7 +430,7 @@ def settings_from_table(
             raise SettingError(f"{where} needs the key {key}.")
         if value is not None:
             values[setting.name] = value
-    return build_settings(settings, values, base)
+    return build(settings, values, base)
 
 
 def _known_keys(table: Mapping[str, Any], known: Collection[str], where: str) -> dict[str, Any]:
@@ -506,7 +473,7 @@ def _warn_of_misspelt_variables(settings: Iterable[Setting]) -> None:
     known = {setting.variable for setting in settings if setting.variable}
     for name in sorted(os.environ.keys() - known):
         if name.startswith(PREFIX) and (nearest := did_you_mean(name, known, ALIKE)):
-            typer.echo(f"hotplate: {name} sets no option here; {nearest}", err=True)
+            click.echo(f"hotplate: {name} sets no option here; {nearest}", err=True)
 
 
 def _end_of_help(settings: list[Setting]) -> str:

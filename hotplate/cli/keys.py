@@ -2,20 +2,18 @@
 
 import sys
 import time
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
-import typer
+import click
 
 from hotplate.cli.flags import Verbs
-from hotplate.cli.terminal import Json, err, json_text, out, print_result, table
+from hotplate.cli.terminal import err, json_text, out, print_result, table
 from hotplate.serve.access import keys as key_file
 from hotplate.serve.errors import ServiceMisused
 from hotplate.stores.options import Argument, Flag
 
 app = Verbs(
-    no_args_is_help=True,
     help="Create, list and revoke keys, and limit the rate of each client.\n\n"
     "Example: hotplate keys create web --scope read --keys keys.json",
 )
@@ -38,7 +36,6 @@ def create(
     rate: Annotated[
         float | None, Flag("Limit a new client to this rate.", metavar="REQUESTS/S", at_least=0.001, prefix="KEYS_")
     ] = None,
-    as_json: Json = False,
 ) -> None:
     """Create a key for a client and print it once; the file holds its SHA-256.
 
@@ -47,18 +44,18 @@ def create(
 
     Example: hotplate keys create web --scope read --rate 500 --keys /etc/hotplate/keys.json
     """
-    created = key_file.create(file, name, scope or [], rate, show=partial(_print_key, as_json=as_json))
-    if as_json:
+    created = key_file.create(file, name, scope or [], rate, show=_print_key)
+    if out.quiet:
         return
     err.print(f"This is the {created.kind} key of {created.client}. Keep it now: it cannot be shown again.")
 
 
-def _print_key(created: key_file.CreatedKey, *, as_json: bool) -> None:
+def _print_key(created: key_file.CreatedKey) -> None:
     """Print a key; ServiceMisused if that fails, as it cannot be shown again."""
     reason = "there is no standard output"
     if sys.stdout is not None:
         try:
-            typer.echo(json_text(created) if as_json else created.key)
+            click.echo(json_text(created) if out.quiet else created.key)
         except OSError as error:
             out.on_broken_pipe()  # drop it
             reason = error.strerror or str(error)
@@ -68,7 +65,7 @@ def _print_key(created: key_file.CreatedKey, *, as_json: bool) -> None:
 
 
 @app.command("list")
-def list_clients(file: KeysFile, as_json: Json = False) -> None:
+def list_clients(file: KeysFile) -> None:
     """List the clients, their scopes, and the dates of their keys.
 
     Example: hotplate keys list --keys /etc/hotplate/keys.json
@@ -81,7 +78,7 @@ def list_clients(file: KeysFile, as_json: Json = False) -> None:
         rows.append((client.name, ", ".join(client.scopes), client.rate, *dates))
 
     headings = ("client", "scopes", "requests/s", "primary", "secondary")
-    print_result([client.described() for client in clients], table(headings, rows), as_json=as_json)
+    print_result([client.described() for client in clients], table(headings, rows))
 
 
 @app.command()
@@ -90,7 +87,6 @@ def revoke(
     file: KeysFile,
     primary: Annotated[bool, Flag("Revoke the primary key only; the secondary replaces it.", env=False)] = False,
     secondary: Annotated[bool, Flag("Revoke the secondary key only.", env=False)] = False,
-    as_json: Json = False,
 ) -> None:
     """Revoke one key of a client, or all without --primary and --secondary.
 
@@ -98,16 +94,13 @@ def revoke(
 
     Example: hotplate keys revoke web --primary --keys /etc/hotplate/keys.json
     """
-    if primary == secondary:
-        key_file.revoke(file, name, None)
-        print_result({"name": name, "revoked": "all", "keys_left": 0}, f"revoked {name}", as_json=as_json)
-        return
-
-    kind: Literal["primary", "secondary"] = "primary" if primary else "secondary"
+    kind: Literal["primary", "secondary"] | None = None
+    if primary != secondary:
+        kind = "primary" if primary else "secondary"
     client = key_file.revoke(file, name, kind)  # None if that was the last key
 
-    facts = {"name": name, "revoked": kind, "keys_left": 0 if client is None else len(client.digests())}
-    sentences = [f"revoked the {kind} key of {name}"]
-    if client is None:
+    facts = {"name": name, "revoked": kind or "all", "keys_left": 0 if client is None else len(client.digests())}
+    sentences = [f"revoked {name}" if kind is None else f"revoked the {kind} key of {name}"]
+    if kind is not None and client is None:
         sentences.append(f"{name} had no other key, and is removed")
-    print_result(facts, *sentences, as_json=as_json)
+    print_result(facts, *sentences)

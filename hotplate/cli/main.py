@@ -9,13 +9,15 @@ from importlib.metadata import version
 from io import TextIOWrapper
 from typing import Annotated
 
-import typer
+import click
+from click.exceptions import Exit, NoArgsIsHelpError
 
-from hotplate.base.exit_codes import INTERRUPTED, MISUSED
+from hotplate.base.exit_codes import INTERRUPTED
 from hotplate.cli import wants_json
 from hotplate.cli.flags import Verbs
 from hotplate.cli.terminal import out, print_error, print_json
 from hotplate.stores.change_warnings import collected_warnings
+from hotplate.stores.options import Flag
 
 # polars' allocator keeps freed memory during numpy's peak: 60 of 290 MB.
 _POLARS_MEMORY = "dirty_decay_ms:0,muzzy_decay_ms:0"
@@ -38,24 +40,23 @@ _VERBS = {
     "events": ("events", "app"),
     "bench": ("bench", "app"),
 }
+# They print no result, but `run`, which prints JSON.
+WITHOUT_JSON = {"demo", "run", "serve"}
 
 
-def command(arguments: Sequence[str] = ()) -> typer.Typer:
-    """Return the command `hotplate` for typer, with the verb that *arguments* begin with, else with all verbs.
+def command(arguments: Sequence[str] = ()) -> Verbs:
+    """Return the command `hotplate`, with the verb that *arguments* begin with, else with all verbs.
 
     Only the modules of these verbs are imported, since all take 0.2 s, and none for `--version`. A verb is a function,
-    or a typer.Typer with verbs below it, as `releases`.
+    or a group of verbs, as `releases`.
     """
     app = Verbs(
-        no_args_is_help=True,
-        add_completion=False,
-        pretty_exceptions_enable=False,
+        function=hotplate,
+        invoke_without_command=True,
         help="Keeps precomputed recommendations hot: learn them offline, publish them as a release, serve them fast."
         "\n\nExample: hotplate demo",
         epilog="The environment sets options, too: HOTPLATE_STORE is --store, wherever a verb has it.",
     )
-    app.callback(invoke_without_command=True)(hotplate)
-
     requested = [name for name in arguments[:1] if name in _VERBS] or list(_VERBS)
     is_only_version = "--version" in arguments and {*arguments} <= {"--version", "--json"}
     if is_only_version:
@@ -63,32 +64,31 @@ def command(arguments: Sequence[str] = ()) -> typer.Typer:
     for name in requested:
         module, attribute = _VERBS[name]
         verb = getattr(import_module(f"hotplate.cli.{module}"), attribute)
-        if isinstance(verb, typer.Typer):
-            app.add_typer(verb, name=name)
+        if isinstance(verb, Verbs):
+            app.add_command(verb, name)
         else:
-            app.command(name)(verb)
+            app.add(verb, name, has_json=name not in WITHOUT_JSON)
     return app
 
 
 def hotplate(
-    context: typer.Context,
-    show_version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="With --version: also whether the fast lane is compiled.")] = (
-        False
-    ),
+    *,
+    show_version: Annotated[bool, Flag("Print the version and stop.", name="version", env=False)] = False,
+    as_json: Annotated[
+        bool, Flag("With --version: also whether the fast lane is compiled.", name="json", env=False)
+    ] = False,
 ) -> None:
     """Take the options before any verb."""
-    if show_version and as_json:
-        from hotplate.serve.connections.fast_lane import lane_state  # loads the service
-
-        print_json({"version": version("hotplate"), "fast_lane": lane_state()})
-        raise typer.Exit
+    context = click.get_current_context()
     if show_version:
         out.print(version("hotplate"))
-        raise typer.Exit
+        if as_json:
+            from hotplate.serve.connections.fast_lane import lane_state  # loads the service
+
+            print_json({"version": version("hotplate"), "fast_lane": lane_state()})
+        raise Exit
     if context.invoked_subcommand is None:
-        context.get_help()  # prints it
-        raise typer.Exit(MISUSED)
+        raise NoArgsIsHelpError(context)
 
 
 def with_default_verb(arguments: Sequence[str]) -> list[str]:
@@ -100,10 +100,23 @@ def with_default_verb(arguments: Sequence[str]) -> list[str]:
 
 
 def _require_utf_8(arguments: Sequence[str]) -> None:
-    """Raise typer.BadParameter for an argument that is not UTF-8: neither polars, LMDB nor JSON takes such a path."""
+    """Raise click.BadParameter for an argument that is not UTF-8: neither polars, LMDB nor JSON takes such a path."""
     for argument in arguments:
         if argument.encode(errors="replace").decode() != argument:
-            raise typer.BadParameter(f"{argument!r} has bytes that are not UTF-8")
+            raise click.BadParameter(f"{argument!r} has bytes that are not UTF-8")
+
+
+def _run(arguments: list[str]) -> object:
+    """Run a verb, and return its exit code, or None."""
+    app = command(arguments)
+    try:
+        with app.make_context("hotplate", arguments) as context:
+            return app.invoke(context)
+    except Exit as exiting:
+        return exiting.exit_code
+    except NoArgsIsHelpError as error:
+        out.print_line(error.message)
+        raise click.UsageError("say what to do; the help has been printed") from None
 
 
 def main() -> None:
@@ -127,7 +140,7 @@ def main() -> None:
     try:
         _require_utf_8(arguments)
         with collected_warnings():
-            code = command(arguments)(args=arguments, prog_name="hotplate", standalone_mode=False)
+            code = _run(arguments)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     except Exception as error:  # noqa: BLE001 -- `print_error` raises unexpected ones again

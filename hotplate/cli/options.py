@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from hotplate.cli.costs import MaxRu
-from hotplate.cli.terminal import Json, Master, StoreUrl
+from hotplate.cli.terminal import Master, StoreUrl
 from hotplate.offline.options import GATES, RULES, Columns, Format, ListFormat, PublishSettings, RuleFiles
 from hotplate.stores.options import Argument, Flag
 
@@ -155,7 +155,6 @@ class ReleaseFlags:
     settings: PublishSettings = field(default_factory=PublishSettings)
     max_ru: MaxRu = None
     dry_run: Annotated[bool, Flag("Write nothing; print rows, bytes and gates.")] = False
-    as_json: Json = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -235,7 +234,6 @@ class ListFlags:
         Flag("The column of the truth's time; `none` reads no times.", INPUT, "time-column", metavar="COLUMN"),
     ] = None
     text: Format = field(default_factory=Format)
-    as_json: Json = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -251,4 +249,3 @@ class Places:
         tuple[str, ...],
         Flag("A folder of events to search, or its URL; repeatable.", name="events", metavar="FOLDER|URL"),
     ] = ()
-    as_json: Json = False

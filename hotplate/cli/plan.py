@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated
 from urllib.parse import parse_qsl, urlencode
 
-import typer
+from click.exceptions import Exit
 
 from hotplate.base.report import Report, write_file
 from hotplate.bench.planner import inputs
@@ -20,9 +20,7 @@ from hotplate.bench.planner.pictures import pictures
 from hotplate.bench.planner.plan import CapacityPlan, calculate
 from hotplate.bench.planner.plan_report import in_brief, in_full, report
 from hotplate.bench.planner.saved_plan import BOUND_PERCENT, Baseline, read_baseline, to_toml
-from hotplate.cli.flags import with_signature
 from hotplate.cli.terminal import (
-    Json,
     err,
     out,
     require_file_path,
@@ -77,7 +75,6 @@ class PlanFlags:
     open_page: Annotated[
         bool, _output("Open the planner as a page, on loopback, until Ctrl-C, with the inputs of QUERY.", name="open")
     ] = False
-    as_json: Json = False
     query: Annotated[
         str | None,
         Argument("Inputs as the address of the planner's page has them, as 'users=1M&peak_rps=500'.", metavar="QUERY"),
@@ -118,7 +115,7 @@ def plan(flags: PlanFlags, **values: str | None) -> None:
     capacity_plan = calculate(plan_inputs, price_list.load(prices), sources.charges)
     checked_plan = baseline if flags.check else None  # of one of --from, only the inputs are used
     planned = report(capacity_plan, prices.name, checked_plan)
-    is_plotted = (flags.report is not None or flags.as_json) and not plan_inputs.carries_only
+    is_plotted = (flags.report is not None or out.quiet) and not plan_inputs.carries_only
     if is_plotted:
         planned = replace(planned, plots=pictures(capacity_plan, sources.sweep))
     _write_and_print(flags, capacity_plan, planned, checked_plan)
@@ -168,7 +165,7 @@ def _write_and_print(
     """Write the files that *flags* name, print the report, or one figure's formulas, and exit by the report's code.
 
     *checked_plan* is the saved plan of `--check`, whose bound a saved plan keeps, and whose file is not replaced by a
-    plan that fails the check. Raises PlanMisused for an unknown figure, and typer.Exit for a code other than 0.
+    plan that fails the check. Raises PlanMisused for an unknown figure, and Exit for a code other than 0.
     """
     if flags.why is not None and flags.why not in capacity_plan.figures:
         advice = did_you_mean(flags.why, capacity_plan.figures) or f"known are {', '.join(capacity_plan.figures)}"
@@ -184,17 +181,17 @@ def _write_and_print(
         bound_percent = BOUND_PERCENT if checked_plan is None else checked_plan.check.bound_percent
         write_file(flags.save, to_toml(capacity_plan, bound_percent))
 
-    if flags.why is not None and not flags.as_json:
+    if flags.why is not None and not out.quiet:
         _print_formulas(capacity_plan, flags.why)
     else:
         shown = planned
         if flags.in_full:
             shown = in_full(planned)
-        elif not flags.as_json:
+        elif not out.quiet:
             shown = in_brief(planned)
-        show_report(shown, as_json=flags.as_json)
+        show_report(shown)
     if planned.exit_code:
-        raise typer.Exit(planned.exit_code)
+        raise Exit(planned.exit_code)
 
 
 def _is_same_file(saved: Path | None, checked: Path | None) -> bool:
@@ -212,7 +209,7 @@ def _parameters() -> Iterator[inspect.Parameter]:
     yield parameter("flags", annotation=PlanFlags)
 
 
-with_signature(plan, list(_parameters()))
+plan.__signature__ = inspect.Signature(list(_parameters()))  # type: ignore[attr-defined]  # what inspect.signature looks for
 
 
 def _command_line_inputs(flags: PlanFlags, inputs_by_flag: Mapping[str, str | None]) -> list[InputSource]:

@@ -355,18 +355,16 @@ async def _rehearse(lists: AnyLists, flags: ReleaseFlags, report: OnProgress, st
 def _print_rehearsal(manifest: Manifest, flags: ReleaseFlags) -> None:
     """Print the rows and bytes that the release of a dry run would take, its rules, metrics and gates."""
     plan = plan_of(manifest)
-    if flags.as_json:
-        facts: dict[str, object] = {
-            "dry_run": True,
-            "store": shown_store_url(flags.store, as_json=True),
-            "rows": plan.rows,
-            "bytes": plan.payload_bytes,
-        }
-        for name in ("item_attributes", "rules", "metrics"):
-            if value := manifest.about.get(name):
-                facts[name] = value
-        print_json(facts | _gates_json(manifest))
-        return
+    facts: dict[str, object] = {
+        "dry_run": True,
+        "store": shown_store_url(flags.store),
+        "rows": plan.rows,
+        "bytes": plan.payload_bytes,
+    }
+    for name in ("item_attributes", "rules", "metrics"):
+        if value := manifest.about.get(name):
+            facts[name] = value
+    print_json(facts | _gates_json(manifest))
 
     size = f"{plan.rows:,} rows, {plan.payload_bytes / 1e6:,.1f} MB"
     out.print(f"dry run, nothing is written: {size}, into {shown_store_url(flags.store)}")
@@ -399,7 +397,7 @@ def _written_json(written: Written, flags: ReleaseFlags, *, is_import: bool) -> 
         facts = {"rows": origin.rows, "left_out": origin.left_out, "notes": origin.notes}
 
     facts |= {
-        "store": shown_store_url(flags.store, as_json=True),
+        "store": shown_store_url(flags.store),
         "release": manifest,
         "live": _was_activated(written, flags.settings) and arm == "A",
         "arm": arm,
@@ -412,10 +410,8 @@ def _written_json(written: Written, flags: ReleaseFlags, *, is_import: bool) -> 
 
 def _print_result(written: Written, flags: ReleaseFlags, meter: RequestUnitMeter, imported: str | None) -> None:
     """Print a published release as JSON or text; of an import, whose files are *imported*, also the rows read."""
-    if flags.as_json:
-        facts = _written_json(written, flags, is_import=imported is not None) | meter.to_json()
-        print_json(with_warnings(facts))
-        return
+    facts = _written_json(written, flags, is_import=imported is not None) | meter.to_json()
+    print_json(with_warnings(facts))
     if imported is not None:
         origin = written.result.manifest.origin
         print_rows_read(imported, origin.rows, origin.left_out, origin.notes)

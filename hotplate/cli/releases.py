@@ -14,7 +14,6 @@ from hotplate.cli.costs import MaxRu, RequestUnitMeter, limit_ru
 from hotplate.cli.flags import Verbs
 from hotplate.cli.manifests import manifest_facts, print_gates, print_quality
 from hotplate.cli.terminal import (
-    Json,
     StoreUrl,
     format_time,
     out,
@@ -40,7 +39,6 @@ if TYPE_CHECKING:
     from hotplate.stores.verification import OnProgress
 
 app = Verbs(
-    no_args_is_help=True,
     help="List, log, activate, roll back, try as a canary, prune, copy, verify and repair releases.\n\n"
     "Example: hotplate releases list --store file:///var/lib/hotplate",
 )
@@ -57,17 +55,15 @@ ReleaseOrLive = Annotated[
 
 
 @app.command("list")
-def list_all(store: StoreUrl = None, as_json: Json = False) -> None:
+def list_all(store: StoreUrl = None) -> None:
     """List the releases of a store, in the order of their last commit or activation.
 
     Example: hotplate releases list --store file:///var/lib/hotplate
     """
     catalogue = run_on_store(store, lambda opened: opened.catalogue())
-    if as_json:
-        facts = {name: getattr(catalogue, name) for name in ("live", "canary", "experiment", "generation")}
-        print_json(facts | {"releases": catalogue.distinct})
-    else:
-        _print_releases(catalogue, store)
+    facts = {name: getattr(catalogue, name) for name in ("live", "canary", "experiment", "generation")}
+    print_json(facts | {"releases": catalogue.distinct})
+    _print_releases(catalogue, store)
 
 
 def _print_releases(catalogue: Catalogue, store: str | None) -> None:
@@ -90,7 +86,7 @@ def _print_releases(catalogue: Catalogue, store: str | None) -> None:
 
 
 @app.command()
-def show(release: ReleaseArgument, store: StoreUrl = None, as_json: Json = False) -> None:
+def show(release: ReleaseArgument, store: StoreUrl = None) -> None:
     """Show a release: state, model, rows, gates, origin and quality.
 
     --json prints the whole manifest.
@@ -104,12 +100,10 @@ def show(release: ReleaseArgument, store: StoreUrl = None, as_json: Json = False
 
     manifest, catalogue = run_on_store(store, read_manifest_and_catalogue)
     entry = catalogue.find(ReleaseId(release))
-    if as_json:
-        canary = catalogue.canary
-        percent = canary.percent if canary is not None and canary.release == release else None
-        state = {"state": entry.state, "refused_by": entry.refused_by, "canary_percent": percent}
-        print_json(asdict(manifest) | state)
-        return
+    canary = catalogue.canary
+    percent = canary.percent if canary is not None and canary.release == release else None
+    state = {"state": entry.state, "refused_by": entry.refused_by, "canary_percent": percent}
+    print_json(asdict(manifest) | state)
 
     out.print(table(("", ""), manifest_facts(manifest, _state_in_words(catalogue, entry))))
     print_quality(manifest)
@@ -117,7 +111,7 @@ def show(release: ReleaseArgument, store: StoreUrl = None, as_json: Json = False
 
 
 @app.command("log")
-def show_log(store: StoreUrl = None, as_json: Json = False) -> None:
+def show_log(store: StoreUrl = None) -> None:
     """Show the last 100 changes of what is live or the canary, the newest first: when, by whom, and why (--reason).
 
     Example: hotplate releases log --store file:///var/lib/hotplate
@@ -125,9 +119,7 @@ def show_log(store: StoreUrl = None, as_json: Json = False) -> None:
     from hotplate.releases import release_log
 
     changes = release_log(store_url_or_default(store))[::-1]
-    if as_json:
-        print_json({"changes": [msgspec.structs.asdict(change) for change in changes]})
-        return
+    print_json({"changes": [msgspec.structs.asdict(change) for change in changes]})
     out.print(f"{format_count(len(changes), 'change')} of served releases in {shown_store_url(store)}")
     if changes:
         rows = [(format_time(change.at), _served_in_words(change), change.by, change.reason) for change in changes]
@@ -148,7 +140,6 @@ def activate(
     end_canary: EndCanary = False,
     force: Force = False,
     reason: Reason = "",
-    as_json: Json = False,
 ) -> None:
     """Make a committed release live, or that of arm B.
 
@@ -165,11 +156,11 @@ def activate(
     role = "live" if arm == "A" else "arm B"
     state = f"is {role}" if is_changed else f"was {role} already, and nothing was changed,"
     key = "live" if arm == "A" else "arm_b"
-    _print_change(store, {key: release}, f"{release} {state}", as_json=as_json)
+    _print_change(store, {key: release}, f"{release} {state}")
 
 
 @app.command()
-def rollback(store: StoreUrl = None, force: Force = False, reason: Reason = "", as_json: Json = False) -> None:
+def rollback(store: StoreUrl = None, force: Force = False, reason: Reason = "") -> None:
     """Make the release that was live before live again; no data moves, and a canary ends, but not an experiment.
 
     Its manifest, popular lists and a sample of its rows are read first.
@@ -179,7 +170,7 @@ def rollback(store: StoreUrl = None, force: Force = False, reason: Reason = "", 
     from hotplate.releases import rollback as roll_back
 
     release = roll_back(store_url_or_default(store), force=force, reason=reason)
-    _print_change(store, {"live": release}, f"{release} is live again", as_json=as_json)
+    _print_change(store, {"live": release}, f"{release} is live again")
 
 
 @app.command()
@@ -195,7 +186,6 @@ def canary(
     ] = None,
     force: Force = False,
     reason: Reason = "",
-    as_json: Json = False,
 ) -> None:
     """Show a release to a share of the users, instead of the live one.
 
@@ -216,7 +206,7 @@ def canary(
     with signed(reason):
         run_on_store(store, lambda opened: start_canary(opened, release_id, percent, days, override=override))
     fields = {"canary": {"release": release, "percent": percent}}
-    _print_change(store, fields, f"{percent:g} % of the users see {release}", as_json=as_json)
+    _print_change(store, fields, f"{percent:g} % of the users see {release}")
 
 
 @app.command()
@@ -225,7 +215,6 @@ def promote(
     store: StoreUrl = None,
     force: Force = False,
     reason: Reason = "",
-    as_json: Json = False,
 ) -> None:
     """Make the canary live.
 
@@ -238,11 +227,11 @@ def promote(
     override = Override.of(force=force)
     with signed(reason):
         release = run_on_store(store, lambda opened: promote_canary(opened, expected, override=override))
-    _print_change(store, {"live": release}, f"{release} is live", as_json=as_json)
+    _print_change(store, {"live": release}, f"{release} is live")
 
 
 @app.command()
-def abort(release: IfCanary = None, store: StoreUrl = None, reason: Reason = "", as_json: Json = False) -> None:
+def abort(release: IfCanary = None, store: StoreUrl = None, reason: Reason = "") -> None:
     """End the canary, so all users see the live release; its release stays ready.
 
     Example: hotplate releases abort 20261121T064200Z-09c1
@@ -253,7 +242,7 @@ def abort(release: IfCanary = None, store: StoreUrl = None, reason: Reason = "",
     with signed(reason):
         release = run_on_store(store, lambda opened: abort_canary(opened, expected))
     fields = {"canary": None, "aborted": release}
-    _print_change(store, fields, f"{release} is not the canary any more", as_json=as_json)
+    _print_change(store, fields, f"{release} is not the canary any more")
 
 
 @app.command()
@@ -268,7 +257,6 @@ def prune(
         float | None,
         Flag("Also erase releases that were never live and were begun this many days ago.", at_least=0, metavar="DAYS"),
     ] = None,
-    as_json: Json = False,
 ) -> None:
     """Erase releases past their grace, and drafts that had no writer for six hours (with --grace 0: now).
 
@@ -286,14 +274,14 @@ def prune(
             on_progress=partial(on_progress, "prune"),
         )
     notes = list[str]()
-    if not as_json:
+    if not out.quiet:
         left_at = list[float]()
         with failure_as_warning("it is not known which releases are kept for their grace"):
             left_at = run_on_store(store, partial(_read_in_grace, keep=keep, keep_ready_s=keep_ready_s))
         if left_at:
             kept = f"{format_count(len(left_at), 'release')} that left service less than {grace:g} s ago (--grace)"
             notes = [f"not erased before {format_time(max(left_at) + grace)}: {kept}"]
-    _print_change(store, {"erased": erased}, f"erased {', '.join(erased) or 'nothing'}", *notes, as_json=as_json)
+    _print_change(store, {"erased": erased}, f"erased {', '.join(erased) or 'nothing'}", *notes)
 
 
 async def _read_in_grace(store: Store, *, keep: int, keep_ready_s: float | None) -> list[float]:
@@ -315,7 +303,6 @@ def copy(
     activate: Annotated[bool, Flag("Make the release live in the target.")] = True,
     max_ru: MaxRu = None,
     reason: Reason = "",
-    as_json: Json = False,
 ) -> None:
     """Copy a release, by default the live one, to another store under the same id.
 
@@ -338,14 +325,12 @@ def copy(
             on_progress=partial(on_progress, "copy"),
             observer=meter,
         )
-    _print_copied(result, target, meter, is_live=activate and result.held_back is None, as_json=as_json)
+    _print_copied(result, target, meter, is_live=activate and result.held_back is None)
     if result.held_back is not None:
         raise result.held_back
 
 
-def _print_copied(
-    result: "WrittenRelease", target: str, meter: RequestUnitMeter, *, is_live: bool, as_json: bool
-) -> None:
+def _print_copied(result: "WrittenRelease", target: str, meter: RequestUnitMeter, *, is_live: bool) -> None:
     """Print the rows that were copied to the store *target*, the release's state, and the request units spent.
 
     Of an interrupted copy that was continued, `skipped` rows had been written before.
@@ -361,20 +346,20 @@ def _print_copied(
     if result.repaired:
         state += " and repaired"
     rows = f"{result.rows:,} rows written, {result.skipped:,} had been written before"
-    _print_change(target, facts | meter.to_json(), f"{rows}; {result.manifest.release} is {state}", as_json=as_json)
-    if not as_json and result.rows:
+    _print_change(target, facts | meter.to_json(), f"{rows}; {result.manifest.release} is {state}")
+    if result.rows:
         meter.print_totals(result.manifest.rows)
 
 
 @app.command()
-def verify(release: ReleaseOrLive = None, store: StoreUrl = None, as_json: Json = False) -> None:
+def verify(release: ReleaseOrLive = None, store: StoreUrl = None) -> None:
     """Read every row of a release and check counts, bytes and digest against its manifest.
 
     If rows are missing or damaged, the exit code is 1; `hotplate releases repair` restores them.
 
     Example: hotplate releases verify --store redis://localhost:6379/0
     """
-    _verify("verify", store, release=release, rows_per_s=inf, as_json=as_json)
+    _verify("verify", store, release=release, rows_per_s=inf)
 
 
 @app.command()
@@ -382,16 +367,15 @@ def scrub(
     release: ReleaseOrLive = None,
     store: StoreUrl = None,
     rate: Annotated[float, Flag("The rows to read in a second.", at_least=1, metavar="ROWS/S")] = 1000,
-    as_json: Json = False,
 ) -> None:
     """Read every row of a release as `verify` does, at a limited rate, beside a service.
 
     Example: hotplate releases scrub --store redis://localhost:6379/0 --rate 5000
     """
-    _verify("scrub", store, release=release, rows_per_s=rate, as_json=as_json)
+    _verify("scrub", store, release=release, rows_per_s=rate)
 
 
-def _verify(verb: str, store: str | None, *, release: str | None, rows_per_s: float, as_json: bool) -> None:
+def _verify(verb: str, store: str | None, *, release: str | None, rows_per_s: float) -> None:
     """Check all rows of a release, and print that it is complete; *verb* names the progress bar."""
     from hotplate.releases import verify as verify_release
 
@@ -399,7 +383,7 @@ def _verify(verb: str, store: str | None, *, release: str | None, rows_per_s: fl
         report = partial(on_progress, verb)
         manifest = verify_release(store_url_or_default(store), release, rows_per_s=rows_per_s, on_progress=report)
     sentence = f"{manifest.release} is complete: {manifest.rows:,} rows, {manifest.bytes:,} bytes"
-    print_result({"release": manifest}, sentence, as_json=as_json)
+    print_result({"release": manifest}, sentence)
 
 
 @app.command()
@@ -407,7 +391,6 @@ def repair(
     source: Annotated[str, Flag("The store to take the rows from.", name="from", metavar="URL")],
     release: ReleaseOrLive = None,
     store: StoreUrl = None,
-    as_json: Json = False,
 ) -> None:
     """Rewrite a damaged release, by default the live one, from another store that has it.
 
@@ -422,7 +405,7 @@ def repair(
         result = run_between(store_url_or_default(source), store_url_or_default(store), find_and_repair)
     fields = {"release": result.manifest, "rows_written": result.rows}
     sentence = f"{result.rows:,} rows of {result.manifest.release} were written again"
-    _print_change(store, fields, sentence, as_json=as_json)
+    _print_change(store, fields, sentence)
 
 
 async def _repair(source: Store, damaged: Store, *, release: str | None, on_progress: "OnProgress") -> "WrittenRelease":
@@ -434,10 +417,10 @@ async def _repair(source: Store, damaged: Store, *, release: str | None, on_prog
     return await repair_release(damaged, source, entry.id, on_progress=on_progress)
 
 
-def _print_change(store: str | None, fields: Mapping[str, object], sentence: str, *notes: str, as_json: bool) -> None:
+def _print_change(store: str | None, fields: Mapping[str, object], sentence: str, *notes: str) -> None:
     """Print the fields as JSON, with warnings, or the sentence and notes; both with the store that was changed."""
-    facts = {"store": shown_store_url(store, as_json=True), **fields}
-    print_result(with_warnings(facts), f"{sentence} in {shown_store_url(store)}", *notes, as_json=as_json)
+    facts = {"store": shown_store_url(store), **fields}
+    print_result(with_warnings(facts), f"{sentence} in {shown_store_url(store)}", *notes)
 
 
 def _state_in_words(catalogue: Catalogue, entry: Release) -> str:

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import orjson
-import typer
 import xxhash
+from click.exceptions import Exit
 from prometheus_client import CollectorRegistry, Gauge, push_to_gateway, write_to_textfile
 
 from hotplate.base.exit_codes import REFUSED
@@ -44,7 +44,7 @@ from hotplate.stores.urls import default_url, redacted, url_of, without_password
 PUSH_TIMEOUT_S = 10.0
 TABLES = ("train", "publish", "lists", "gates", "run")
 # Flags of `train` and `publish` that a pipeline cannot set.
-OF_THE_RUN = ("resume", "master", "dry_run", "as_json", "model", "named")
+OF_THE_RUN = ("resume", "master", "dry_run", "model", "named")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +83,7 @@ class PlannedRun:
 def run_verb(pipeline: Path, *, check: bool) -> None:
     """Run a pipeline file, send its metrics, and print its summary; with *check*, only print its steps.
 
-    Raises typer.Exit if the release is held back.
+    Raises Exit if the release is held back.
     """
     planned = plan_run(pipeline)
     if check:
@@ -92,7 +92,7 @@ def run_verb(pipeline: Path, *, check: bool) -> None:
     summary = _run_and_print(planned)
     if summary.outcome is Outcome.REFUSED:
         err.print("hotplate: ", summary.error, sep="")
-        raise typer.Exit(REFUSED)
+        raise Exit(REFUSED)
 
 
 def run_pipeline(pipeline: Path | str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from hotplate.base.recommendations import ITEM_FIELDS, Recommendations
-from hotplate.cli.terminal import Json, StoreUrl, err, print_result, run_on_store, store_url_or_default, table
+from hotplate.cli.terminal import StoreUrl, err, print_result, run_on_store, store_url_or_default, table
 from hotplate.serve.errors import ServiceMisused
 from hotplate.serve.settings import LOGS, ServiceSettings, configure_logging, read_telemetry
 from hotplate.stores.catalogue import ReleaseId
@@ -68,7 +68,6 @@ def lookup(
     segment: Annotated[str, Flag("Fall back to the popular list of this segment.", metavar="SEGMENT")] = "",
     name: Annotated[str, Flag("The name of a list; by default the default list.", name="list", metavar="NAME")] = "",
     release: Annotated[str | None, Flag("Look at this release, live or not.", env=False, metavar="RELEASE")] = None,
-    as_json: Json = False,
 ) -> None:
     """Show the list that the service would answer for one user.
 
@@ -83,7 +82,7 @@ def lookup(
 
     request = ListRequest(USER, check_id(user), selection=Selection(n, segment=segment, list=name))
     answer = run_on_store(store, partial(_answer_request, request, release))
-    _print_list(user, answer, as_json=as_json)
+    _print_list(user, answer)
 
 
 async def _answer_request(request: "ListRequest", release: str | None, store: Store) -> Recommendations:
@@ -101,7 +100,7 @@ async def _answer_request(request: "ListRequest", release: str | None, store: St
     return recommendations_of(await answer_list(reader, Shaper(reader.deny_list), request))
 
 
-def _print_list(user: str, answer: Recommendations, *, as_json: bool) -> None:
+def _print_list(user: str, answer: Recommendations) -> None:
     """Print a user's list, as JSON or text, with its source, as "personal", and its release.
 
     JSON has `canary` only if the release is the canary, which a share of the users gets, and `list` only for a named
@@ -119,7 +118,7 @@ def _print_list(user: str, answer: Recommendations, *, as_json: bool) -> None:
     role = ", the canary" if answer.canary else ""
     sentence = f"{user}: {source}, release {answer.release}{role}"
     rows = [[item.get(name) for name in ITEM_FIELDS] for item in answer.items]
-    print_result(facts, sentence, table(("item", *ITEM_FIELDS[1:]), rows), as_json=as_json)
+    print_result(facts, sentence, table(("item", *ITEM_FIELDS[1:]), rows))
 
 
 def demo(

@@ -5,18 +5,17 @@ A survey (`hotplate.stores.doctor`) finds the complete releases in a store by th
 
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from click.exceptions import Exit
 
 from hotplate.base.exit_codes import FAILED
 from hotplate.base.report import format_count
 from hotplate.cli.flags import Verbs
 from hotplate.cli.terminal import (
-    Json,
     StoreUrl,
     format_time,
     out,
@@ -30,19 +29,18 @@ from hotplate.cli.terminal import (
 from hotplate.offline.options import Reason
 from hotplate.stores.catalogue import Catalogue, ReleaseId
 from hotplate.stores.change_warnings import with_warnings
-from hotplate.stores.errors import StoreError, StoreMisused
+from hotplate.stores.errors import StoreMisused
 from hotplate.stores.options import Argument, Flag
 from hotplate.stores.release_log import signed
 from hotplate.stores.store import Finding, Level, Store, StoreUse
 
 if TYPE_CHECKING:
-    from hotplate.stores.doctor import OnRowsRead, Survey
+    from hotplate.stores.doctor import Survey
     from hotplate.stores.file.backup import BackupResult
     from hotplate.stores.file.store import LmdbStore
     from hotplate.stores.verification import OnProgress
 
 app = Verbs(
-    no_args_is_help=True,
     help="Examine a store, back it up, restore it, rebuild its catalogue.\n\n"
     "Example: hotplate store doctor --store redis://localhost:6379/0",
 )
@@ -57,7 +55,7 @@ ABILITIES: Mapping[frozenset[StoreUse], str] = {
 
 
 @app.command()
-def doctor(store: StoreUrl = None, as_json: Json = False) -> None:
+def doctor(store: StoreUrl = None) -> None:
     """Check, without changes, whether a store can be served from and published to.
 
     Checks versions, rights, clock, memory or disk, eviction, persistence, encryption, read times, the live release, and
@@ -68,19 +66,19 @@ def doctor(store: StoreUrl = None, as_json: Json = False) -> None:
     from hotplate.stores.doctor import examine
 
     findings = run_on_store(store, examine, may_be_new=True)
-    _print_findings(findings, store, as_json=as_json)
+    _print_findings(findings, store)
     if any(finding.level is Level.ERROR for finding in findings):
-        raise typer.Exit(FAILED)
+        raise Exit(FAILED)
 
 
-def _print_findings(findings: Sequence[Finding], store: str | None, *, as_json: bool) -> None:
+def _print_findings(findings: Sequence[Finding], store: str | None) -> None:
     """Print whether a store can be served from and published to, and each finding on a line.
 
     A finding is a sentence on a part of the store (`subject`), with a level, such as error or warning.
     """
     counts = Counter(finding.level for finding in findings)
     facts = {
-        "store": shown_store_url(store, as_json=True),
+        "store": shown_store_url(store),
         "fit": not counts[Level.ERROR],
         "findings": [finding._asdict() | {"prevents": finding.prevented} for finding in findings],
     }
@@ -89,14 +87,13 @@ def _print_findings(findings: Sequence[Finding], store: str | None, *, as_json: 
     prevented = frozenset(use for finding in findings for use in finding.prevented)
     totals = f"{format_count(counts[Level.ERROR], 'error')}, {format_count(counts[Level.WARNING], 'warning')}"
     answer = f"{shown_store_url(store)} {ABILITIES[prevented]}: {totals}"
-    print_result(facts, answer, *lines, as_json=as_json)
+    print_result(facts, answer, *lines)
 
 
 @app.command()
 def backup(
     target: Annotated[Path, Argument("A folder that is new, or empty.", "FOLDER")],
     store: StoreUrl = None,
-    as_json: Json = False,
 ) -> None:
     """Copy all releases of a file:// store, and its catalogue, into a folder, while it serves and is published to.
 
@@ -112,7 +109,6 @@ def backup(
         store,
         copy=lambda opened, report: write_backup(opened, target, report),
         sentence=sentence,
-        as_json=as_json,
     )
 
 
@@ -122,7 +118,6 @@ def restore(
     store: StoreUrl = None,
     over: Annotated[bool, Flag("Restore over an existing store, which may be in use.", env=False)] = False,
     reason: Reason = "",
-    as_json: Json = False,
 ) -> None:
     """Restore a backup of a file:// store; services switch to its live release at once.
 
@@ -139,7 +134,6 @@ def restore(
             store,
             copy=lambda opened, report: restore_backup(source, opened, report, over=over),
             sentence=sentence,
-            as_json=as_json,
         )
 
 
@@ -151,7 +145,6 @@ def rebuild(
     ] = None,
     force: Annotated[bool, Flag("Make it live although gates refused it, or it is damaged.", env=False)] = False,
     reason: Reason = "",
-    as_json: Json = False,
 ) -> None:
     """Write a new catalogue from the releases in a store, if the old one is lost or cannot be read.
 
@@ -160,41 +153,21 @@ def rebuild(
 
     Example: hotplate store rebuild --store file:///var/lib/hotplate --live 20261120T064200Z-7f3a
     """
-    live_id = None if live is None else ReleaseId(live)
-    with signed(reason), progress_bars() as on_progress:
-        rebuild_catalogue = partial(_survey_and_rebuild, live=live_id, force=force, on_progress=on_progress)
-        result = run_on_store(store, rebuild_catalogue)
-
-    if as_json:
-        facts = _survey_json(result.surveyed, result.catalogue)
-        print_json(with_warnings({"store": shown_store_url(store, as_json=True), **facts}))
-    else:
-        _print_survey(result.surveyed, result.catalogue, shown_store_url(store))
-    if result.refused is not None:
-        raise result.refused
-
-
-@dataclass(frozen=True, slots=True)
-class _RebuildResult:
-    """The releases that a store has rows of, and its new catalogue, or why none was written."""
-
-    surveyed: "Survey"
-    catalogue: Catalogue | None
-    refused: StoreError | None
-
-
-async def _survey_and_rebuild(
-    store: Store, *, live: ReleaseId | None, force: bool, on_progress: "OnRowsRead"
-) -> _RebuildResult:
-    """Find the releases that a store has rows of, and write a catalogue with *live*, or the only one, live."""
     from hotplate.stores import doctor as store_doctor
 
-    surveyed = await store_doctor.survey(store, live, on_progress)
+    live_id = None if live is None else ReleaseId(live)
+    with progress_bars() as on_progress:
+        surveyed = run_on_store(store, partial(store_doctor.survey, wanted=live_id, on_progress=on_progress))
+
+    catalogue: Catalogue | None = None
     try:
-        catalogue = await store_doctor.rebuild(store, surveyed, live or surveyed.only(), force=force)
-    except StoreError as error:  # the survey is printed in any case
-        return _RebuildResult(surveyed, None, error)
-    return _RebuildResult(surveyed, catalogue, None)
+        chosen = live_id or surveyed.only()
+        with signed(reason):
+            catalogue = run_on_store(store, partial(store_doctor.rebuild, survey=surveyed, live=chosen, force=force))
+    finally:  # the survey is printed in any case
+        facts = _survey_json(surveyed, catalogue)
+        print_json(with_warnings({"store": shown_store_url(store), **facts}))
+        _print_survey(surveyed, catalogue, shown_store_url(store))
 
 
 def _survey_json(surveyed: "Survey", rebuilt: Catalogue | None) -> dict[str, object]:
@@ -248,7 +221,6 @@ def _copy_files(
     *,
     copy: Callable[["LmdbStore", "OnProgress"], Awaitable["BackupResult"]],
     sentence: str,
-    as_json: bool,
 ) -> None:
     """Back up or restore a file:// store by *copy*, and print *sentence* with the releases and bytes that were copied.
 
@@ -271,4 +243,4 @@ def _copy_files(
 
     live = f"{result.live} is live" if result.live else "nothing is live"
     copied = f"{len(result.releases)} releases, {result.copied_bytes / 1e6:,.1f} MB copied"
-    print_result(result, f"{sentence}: {copied}; {live} in it", as_json=as_json)
+    print_result(result, f"{sentence}: {copied}; {live} in it")

@@ -12,8 +12,8 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
+import click
 import orjson
-import typer
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -49,7 +49,6 @@ WIDTH = 80 if os.environ.get("COLUMNS") == "0" else None
 # Off a terminal, earlier stages are not reported.
 QUIET_S = 5.0
 
-Json = Annotated[bool, Flag("Print one JSON object instead of text.", name="json", prefix="")]
 StoreUrl = Annotated[
     str | None,
     Flag(
@@ -64,7 +63,10 @@ Master = Annotated[
 
 
 class _Console(Console):
-    """A standard stream. If its reader ends, such as `head`, later text is dropped, and the verb goes on."""
+    """A standard stream. If its reader ends, such as `head`, later text is dropped, and the verb goes on.
+
+    With `--json`, standard output is `quiet`: `print` prints nothing, and `print_json` does.
+    """
 
     def on_broken_pipe(self) -> None:
         devnull = os.open(os.devnull, os.O_WRONLY)
@@ -74,7 +76,7 @@ class _Console(Console):
     def print_line(self, text: str) -> None:
         """Print a line as it is, such as JSON; faster than `print`."""
         try:
-            typer.echo(text, err=self.stderr)  # also without a standard stream
+            click.echo(text, err=self.stderr)  # also without a standard stream
         except BrokenPipeError:
             self.on_broken_pipe()
 
@@ -84,8 +86,9 @@ err = _Console(width=WIDTH, stderr=True, highlight=False, markup=False, emoji=Fa
 
 
 def print_json(value: object) -> None:
-    """Print one JSON value."""
-    out.print_line(json_text(value))
+    """Print one JSON value if `--json` was given."""
+    if out.quiet:
+        out.print_line(json_text(value))
 
 
 def json_text(value: object) -> str:
@@ -94,51 +97,33 @@ def json_text(value: object) -> str:
     return orjson.dumps(value, option=options, default=str).decode()
 
 
-def print_result(fields: object, *texts: object, as_json: bool) -> None:
+def print_result(fields: object, *texts: object) -> None:
     """Print *fields* as JSON, or else *texts*."""
-    if as_json:
-        print_json(fields)
-        return
+    print_json(fields)
     for text in texts:
         out.print(text)
 
 
-def show_report(report: Report, *, as_json: bool) -> None:
+def show_report(report: Report) -> None:
     """Print a report as JSON, or as text."""
-    if as_json:
-        print_json(to_json(report))
-    else:
-        print_report(report, out)
-
-
-@dataclass(frozen=True, slots=True)
-class _Column:
-    heading: str
-    cells: Sequence[str]
-
-    @property
-    def width(self) -> int:
-        return max(map(cell_len, (self.heading, *self.cells)))
-
-    @property
-    def least_width(self) -> int:
-        """The width of the longest word."""
-        return max(cell_len(word) for text in (self.heading, *self.cells) for word in text.split() or [""])
+    print_json(to_json(report))
+    print_report(report, out)
 
 
 @dataclass(frozen=True, slots=True)
 class _Tables:
     """A table that is printed as several, with the first column in each, if the terminal is too narrow for one."""
 
-    columns: Sequence[_Column]
+    columns: Sequence[Sequence[str]]
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         first, *others = self.columns
-        room = options.max_width - first.width
-        for block in blocks([column.least_width for column in others], room):
+        first_width = max(map(cell_len, first))
+        room = options.max_width - first_width
+        for block in blocks([_least_width(column) for column in others], room):
             if block.start:
                 yield Text()
-            widths = [first.width, *_widths(others[block], room)]
+            widths = [first_width, *_widths(others[block], room)]
             # A word that is wider than the terminal makes the table wider.
             width = sum(widths) + GAP * len(widths)
             yield from console.render(_grid([first, *others[block]], widths), options.update(max_width=width))
@@ -150,14 +135,19 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> Renderab
     No word is broken, so that ids can be copied, and cells of the first column have one line.
     """
     lines = [["" if cell is None else str(cell) for cell in row] for row in rows]
-    return _Tables([_Column(heading, [line[place] for line in lines]) for place, heading in enumerate(headings)])
+    return _Tables([[heading, *(line[place] for line in lines)] for place, heading in enumerate(headings)])
 
 
-def _widths(columns: Sequence[_Column], room: int) -> list[int]:
-    """Return widths with which *columns* fill at most *room*, from those of their longest words to those of cells."""
-    widths = [column.least_width for column in columns]
+def _least_width(column: Sequence[str]) -> int:
+    """Return the width of the longest word."""
+    return max(cell_len(word) for text in column for word in text.split() or [""])
+
+
+def _widths(columns: Sequence[Sequence[str]], room: int) -> list[int]:
+    """Return widths with which *columns* fill at most *room*: of the longest words, and equal shares of the rest."""
+    widths = [_least_width(column) for column in columns]
     left = max(0, room - sum(widths) - GAP * len(columns))
-    wanted = [column.width - column.least_width for column in columns]
+    wanted = [max(map(cell_len, column)) - width for column, width in zip(columns, widths, strict=True)]
     places = sorted(range(len(columns)), key=wanted.__getitem__)
     for done, place in enumerate(places):
         share = min(wanted[place], left // (len(places) - done))
@@ -166,11 +156,11 @@ def _widths(columns: Sequence[_Column], room: int) -> list[int]:
     return widths
 
 
-def _grid(columns: Sequence[_Column], widths: Sequence[int]) -> Table:
+def _grid(columns: Sequence[Sequence[str]], widths: Sequence[int]) -> Table:
     grid = Table(box=None, pad_edge=False, header_style="bold")
-    for column, width in zip(columns, widths, strict=True):
-        grid.add_column(Text(column.heading), width=width, overflow="fold")
-    for cells in zip(*(column.cells for column in columns), strict=True):
+    for (heading, *_), width in zip(columns, widths, strict=True):
+        grid.add_column(Text(heading), width=width, overflow="fold")
+    for cells in zip(*(cells for _, *cells in columns), strict=True):
         grid.add_row(*map(Text, cells))
     return grid
 
@@ -292,10 +282,10 @@ def store_url_or_default(url: str | None) -> str:
     return url or default_url()
 
 
-def shown_store_url(url: str | None, *, as_json: bool = False) -> str:
+def shown_store_url(url: str | None) -> str:
     """Return the URL of `store_url_or_default` without secrets, in text marked if it is the default."""
     shown = redacted(store_url_or_default(url))
-    return shown if url or as_json else f"{shown} (the default, as no --store was given)"
+    return shown if url or out.quiet else f"{shown} (the default, as no --store was given)"
 
 
 def run_on_store(
@@ -338,8 +328,8 @@ def _sentence_and_exit_code(error: BaseException) -> tuple[str, int]:
 
     A module that is not installed is such an error if an extra of hotplate installs it.
     """
-    if isinstance(error, typer.TyperException):
-        return error.format_message() or "say what to do; the help has been printed", error.exit_code
+    if isinstance(error, click.ClickException):
+        return error.format_message(), error.exit_code
     if isinstance(error, StoreMisused | ServiceMisused | SettingError | BenchMisused):
         return str(error), MISUSED
     if isinstance(error, GateFailed | HeldBack):

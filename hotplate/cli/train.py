@@ -3,28 +3,23 @@
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
-from hotplate.cli.flags import local_path_option
 from hotplate.cli.options import TrainFlags
-from hotplate.cli.terminal import Json, Master
+from hotplate.cli.terminal import Master
+from hotplate.stores.options import Flag
 
 
 def train(
     options: TrainFlags,
     model: Annotated[
         Path,
-        typer.Option(
-            "--out",
+        Flag(
+            "Write the model to this folder; the variable HOTPLATE_MODEL sets it, too.",
+            name="out",
             metavar="FOLDER",
-            parser=local_path_option,
-            envvar="HOTPLATE_MODEL",
-            show_envvar=False,
-            help="Write the model to this folder; the variable HOTPLATE_MODEL sets it, too.",
+            variable="HOTPLATE_MODEL",
         ),
     ],
     master: Master = None,
-    as_json: Json = False,
 ) -> None:
     """Train a model on interactions: read, split, evaluate, fit, and write a model folder.
 
@@ -32,4 +27,4 @@ def train(
     """
     from hotplate.cli import train_work
 
-    train_work.train_verb(options, model, master=master, as_json=as_json)
+    train_work.train_verb(options, model, master=master)

@@ -1,27 +1,21 @@
 """The work of `hotplate train`: `train_model` trains, and `print_training` prints the report."""
 
-from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
-from hotplate.base.report import format_count
+from hotplate.base.report import format_count, print_report
 from hotplate.cli.options import TrainFlags
-from hotplate.cli.terminal import err, out, print_json, progress_bars, run_interruptibly, show_report, table
+from hotplate.cli.terminal import err, out, print_json, progress_bars, run_interruptibly, table
 from hotplate.offline.errors import SettingError
 from hotplate.offline.evaluate.splits import SplitOptions
 from hotplate.offline.input.columns import parse_event_weights, parse_half_life
-from hotplate.offline.input.files import DataSource
 from hotplate.offline.search.trials import count_stored
 from hotplate.offline.search.tuning import Search, TuneOptions
 from hotplate.offline.train.engine import read_params
 from hotplate.offline.training import TrainReport, TrainSettings, train, trials_folder
 
-# Off a terminal, the time of larger inputs is estimated, by a rate measured on one core.
-LARGE_BYTES = 20_000_000
-BYTES_PER_SECOND = 30e6
 
-
-def train_verb(flags: TrainFlags, model: Path, *, master: str | None, as_json: bool) -> None:
+def train_verb(flags: TrainFlags, model: Path, *, master: str | None) -> None:
     """Train, write the folder *model*, print the report, and log the model to MLflow if *flags* say so.
 
     *master* is the URL of a Spark cluster, only for the engine Spark. Raises SettingError for invalid options.
@@ -41,7 +35,7 @@ def train_verb(flags: TrainFlags, model: Path, *, master: str | None, as_json: b
     with session:
         report = train_model(settings, model)
 
-    print_training(report, as_json=as_json)
+    print_training(report)
     if is_logged:
         err.print(f"hotplate: the model is {_log_model(model, flags.register)} in MLflow")
 
@@ -113,7 +107,7 @@ def _tune_options(flags: TrainFlags) -> TuneOptions | None:
 def train_and_print(settings: TrainSettings, model: Path) -> TrainReport:
     """Train, write the folder *model*, and print and return the report."""
     report = train_model(settings, model)
-    print_training(report, as_json=False)
+    print_training(report)
     return report
 
 
@@ -122,12 +116,6 @@ def train_model(settings: TrainSettings, model: Path) -> TrainReport:
 
     After Ctrl-C, prints what is kept for the next training.
     """
-    size = _size_of(settings.data)
-    if size > LARGE_BYTES and not err.is_terminal:
-        seconds = size / BYTES_PER_SECOND
-        err.print(
-            f"hotplate: reading {size / 1e6:,.0f} MB, which takes about {seconds:,.0f} s; then the rest is estimated"
-        )
     try:
         with progress_bars() as on_progress:
             return run_interruptibly(lambda: train(settings, model, on_progress, err.print))
@@ -146,25 +134,11 @@ def _kept_in_words(model: Path) -> str:
     return f"the folder {folder} keeps {kept}, from which a search of the same data and settings continues"
 
 
-def _size_of(data: Iterable[DataSource]) -> int:
-    """Return the bytes of the local files among *data*."""
-    size = 0
-    for source in data:
-        if not isinstance(source, str | Path):
-            continue
-        path = Path(source)
-        files = path.rglob("*") if path.is_dir() else [path]
-        size += sum(file.stat().st_size for file in files if file.is_file())
-    return size
-
-
-def print_training(report: TrainReport, *, as_json: bool) -> None:
+def print_training(report: TrainReport) -> None:
     """Print how good the lists are beside baselines, the model and its search, and what was read and written."""
-    if as_json:
-        print_json(report.to_json())
-        return
+    print_json(report.to_json())
 
-    show_report(report.report, as_json=False)
+    print_report(report.report, out)
     if report.search is not None:
         _print_choices(report.search)
 

@@ -11,7 +11,7 @@ import orjson
 from hotplate.base.report import format_count
 from hotplate.cli.flags import Verbs
 from hotplate.cli.options import Places
-from hotplate.cli.terminal import Json, StoreUrl, print_result, run_on_store, shown_store_url
+from hotplate.cli.terminal import StoreUrl, print_result, run_on_store, shown_store_url
 from hotplate.stores.change_warnings import with_warnings
 from hotplate.stores.errors import StoreMisused
 from hotplate.stores.options import Argument, Flag
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from hotplate.stores.users import Erasure
 
 app = Verbs(
-    no_args_is_help=True,
     help="Erase users, find data that still contain them, and accept that records of erased users are lost.\n\n"
     "Example: hotplate users erase u7 --store file:///var/lib/hotplate",
 )
@@ -90,7 +89,6 @@ def find(users: Users, places: Places) -> None:
 def accept_loss(
     store: StoreUrl = None,
     lost: Annotated[int, Flag("The number of lost users that you accept.", env=False, at_least=0)] = 0,
-    as_json: Json = False,
 ) -> None:
     """Accept that a store has lost records of erased users: their lists are shown and published again.
 
@@ -104,11 +102,11 @@ def accept_loss(
     from hotplate.stores.users import accept_loss as accept
 
     run_on_store(store, lambda opened: accept(opened, lost))
-    facts = {"store": shown_store_url(store, as_json=True), "accepted": lost}
+    facts = {"store": shown_store_url(store), "accepted": lost}
     answer = f"{shown_store_url(store)} has lost no erased user; nothing was changed"
     if lost:
         answer = f"accepted that {shown_store_url(store)} has lost {format_count(lost, 'erased user')}"
-    print_result(with_warnings(facts), answer, as_json=as_json)
+    print_result(with_warnings(facts), answer)
 
 
 def _search_other_places(users: Sequence[str], places: Places) -> _OtherPlaces:
@@ -157,7 +155,7 @@ def _print_erasure(erasure: "Erasure", others: _OtherPlaces, places: Places, sta
 
     facts = {
         **asdict(erasure),
-        "store": shown_store_url(places.store, as_json=True),
+        "store": shown_store_url(places.store),
         "elsewhere": others.users_by_place,
         "not_checked": others.not_searched,
     }
@@ -178,7 +176,7 @@ def _print_erasure(erasure: "Erasure", others: _OtherPlaces, places: Places, sta
     sentences += map(draft_sentence, erasure.being_written)
     sentences += [f"{place} holds {_quoted(held)}" for place, held in others.users_by_place.items() if held]
     sentences.append(f"not searched: {', '.join(others.not_searched)}")
-    print_result(with_warnings(facts), *sentences, as_json=places.as_json)
+    print_result(with_warnings(facts), *sentences)
 
 
 def _quoted(users: Iterable[str]) -> str:

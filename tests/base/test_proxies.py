@@ -123,7 +123,7 @@ def test_requests_go_through_a_tunnel(
                 assert (await pool.request(REQUEST, 30)).body == b"ok"
             await pool.close()
             (head,) = heard
-            assert head.startswith(b"CONNECT 127.0.0.1:%d HTTP/1.1\r\n" % target)
+            assert head.startswith(b"CONNECT 127.0.0.1:%d HTTP/1." % target)
             assert b"Proxy-Authorization: Basic " + b64encode(b"name:word") in head
 
     with asyncio.Runner(loop_factory=loop_factory) as runner:
@@ -136,10 +136,9 @@ def test_requests_go_through_a_tunnel(
         b"HTTP/1.1 407 No\r\n\r\n",
         b"",
         b"nonsense\r\n\r\n",
-        b"HTTP/1.1 200 OK\r\n\r\nmore",
         b"HTTP/1.1 " + b"x" * 20_000,
     ],
-    ids=["refused", "closed", "nonsense", "more", "large"],
+    ids=["refused", "closed", "nonsense", "large"],
 )
 async def test_a_proxy_without_a_tunnel_is_a_failed_connect(answer: bytes) -> None:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -6,7 +6,6 @@ from typing import Any
 
 import fsspec
 import pytest
-import typer
 
 from hotplate.cli.main import command
 from hotplate.stores.event_log import LogSegment, line_of
@@ -24,13 +23,11 @@ def options(name: str, command: Any) -> Iterator[tuple[str, Any]]:  # noqa: ANN4
 
 def local_options() -> Iterator[list[str]]:
     """Yield the words that give a value to each option that is a path of this machine alone."""
-    for verb, parameter in options("", typer.main.get_command(command())):
-        described = parameter.type_descriptor
-        if described.annotation in (Path, list[Path]):
-            setting = getattr(described.parameter_info.parser, "__self__", None)
-            if not (setting and setting.declaration.urls):
-                named = [] if parameter.param_type_name == "argument" else [parameter.opts[0]]
-                yield [*verb.split(), *named]
+    for verb, parameter in options("", command()):
+        setting = getattr(getattr(parameter.type, "func", None), "__self__", None)
+        if setting is not None and setting.value_type is Path and not setting.declaration.urls:
+            named = [] if parameter.param_type_name == "argument" else [parameter.opts[0]]
+            yield [*verb.split(), *named]
 
 
 def test_url_is_not_taken_for_a_local_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

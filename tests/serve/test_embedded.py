@@ -103,7 +103,7 @@ def modules_after(program: str) -> set[str]:
 
 def test_importing_hotplate_loads_nothing_and_opening_lists_no_web_framework() -> None:
     rooms = {f"hotplate.{room}" for room in ("serve", "stores", "offline", "bench")}
-    heavy = {"aiohttp", "numpy", "lmdb", "orjson", "typer", "rich", "prometheus_client", "redis", "uvloop"}
+    heavy = {"aiohttp", "numpy", "lmdb", "orjson", "click", "rich", "prometheus_client", "redis", "uvloop"}
     assert not modules_after("import hotplate") & (rooms | heavy)
     needed = {"lmdb", "orjson"}
     assert not modules_after("import hotplate; hotplate.open('file:///nowhere')") & (heavy - needed)

@@ -8,9 +8,7 @@ from functools import cached_property
 from typing import cast
 from unittest.mock import patch
 
-import typer
-from typer.core import TyperCommand, TyperGroup
-from typer.exceptions import TyperException
+import click
 
 from hotplate.cli.main import command
 from hotplate.serve.processes.supervisor import STUCK_S
@@ -19,7 +17,7 @@ from hotplate.stores.errors import StoreMisused
 from tests.support.kubernetes import Object
 from tests.support.variables import option_variables
 
-VERBS = cast("TyperGroup", typer.main.get_command(command()))
+VERBS = command()
 # Variables without an option: secrets of stores, each read from a file.
 SECRET_FILES = {"HOTPLATE_REDIS_PASSWORD_FILE", "HOTPLATE_COSMOS_KEY_FILE"}
 SERVICES = ("Deployment", "StatefulSet", "DaemonSet")
@@ -324,12 +322,12 @@ def _refusals(name: str, words: list[str], environment: dict[str, str]) -> Check
             _parse(VERBS, words)
             for url in (url for key in ("STORE", "FROM", "TO") for url in settings.get(f"HOTPLATE_{key}", "").split()):
                 connect(url)
-        except (TyperException, StoreMisused) as error:
+        except (click.ClickException, StoreMisused) as error:
             yield True, f"{name} would not start: {error}"
 
 
-def _parse(command: TyperCommand | TyperGroup, words: list[str]) -> None:
-    while isinstance(command, TyperGroup):
-        command = command.commands[words[0]]  # type: ignore[assignment]  # typer creates only these classes
+def _parse(command: click.Command, words: list[str]) -> None:
+    while isinstance(command, click.Group):
+        command = command.commands[words[0]]
         words = words[1:]
     command.make_context("hotplate", list(words))

@@ -15,10 +15,6 @@ for _name in (
     "hotplate.serve.processes.supervisor",
     "hotplate.stores.file.store",
     "hotplate.stores.redis.store",
-    # typer loads them when it reads the first argument.
-    "pydantic.fields",
-    "pydantic.functional_validators",
-    "pydantic.type_adapter",
 ):
     import_module(_name)
 
