@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Generic, NamedTuple, TypeVar
 
-from hotplate.base.report import Column, Report, Row
+from hotplate.base.report import Column, Report, Row, format_count
 from hotplate.bench.errors import BenchFailed
 from hotplate.bench.figure_names import POPULAR_LISTS
 from hotplate.bench.lists import CheckResult, check_answers
@@ -69,6 +69,11 @@ def report_of(kind: str, figures: Sequence[Figure[Subject]], subjects: Mapping[s
 
     columns = [Column(figure.name, figure.heading, figure.shown, figure.digits) for figure in figures if figure.heading]
     return Report(kind=kind, sentence="", rows=tuple(rows), columns=tuple(columns))
+
+
+def left_out(count: int, total: int, noun: str) -> str:
+    """Return `1 of 6 rounds is left out`."""
+    return f"{count} of {format_count(total, noun)} {'is' if count == 1 else 'are'} left out"
 
 
 class Runs:

@@ -10,7 +10,7 @@ import numpy as np
 
 from hotplate.base.report import Curve, Plot, Report, Row, format_count, format_value
 from hotplate.bench.errors import BenchFailed
-from hotplate.bench.experiment import Ending, Figure, Runs, latencies, report_of, shares, until_stopped
+from hotplate.bench.experiment import Ending, Figure, Runs, latencies, left_out, report_of, shares, until_stopped
 from hotplate.bench.figure_names import AT_LEAST, HIGHEST_RATE, LATENESS, P50, P99, RATE
 from hotplate.bench.http_plan import HttpPlan
 from hotplate.bench.lists import CheckResult, popular_complaint
@@ -39,7 +39,7 @@ from hotplate.bench.statistics import (
     mean,
     plots_by_round,
 )
-from hotplate.bench.verdict import BOUNDS, Finding, Gravity, concluded, findings_of, prefixed
+from hotplate.bench.verdict import BOUNDS, Finding, Gravity, concluded, findings_of, how_sure, prefixed
 from hotplate.stores.urls import redacted
 
 PARALLEL = 20  # as from Stream Analytics
@@ -359,7 +359,7 @@ def report(runs: HttpRuns) -> Report:
     If too many answers were the popular list, and not the users' own, latencies and rates say nothing: only shares are
     left. The figures follow a finding unless nothing is known.
     """
-    measured, figures = _report_batches(runs) if runs.plan.batches else _report_rounds(runs)
+    measured, figures, certainty = _report_batches(runs) if runs.plan.batches else _report_rounds(runs)
     gravities = {finding.gravity for finding in runs.findings}
     if Gravity.POPULAR in gravities:
         measured = replace(measured, rows=tuple(row for row in measured.rows if row.unit == "share"), plots=())
@@ -369,16 +369,21 @@ def report(runs: HttpRuns) -> Report:
     complete = replace(measured, interrupted=runs.interrupted, configuration=runs.plan.options.to_json())
     if gravities & NOTHING_KNOWN:
         figures = ""
-    return concluded(complete, runs.findings, measured.sentence, figures=figures, answered=BOUNDS)
+    return concluded(complete, runs.findings, measured.sentence, figures=figures, answered=BOUNDS, certainty=certainty)
 
 
-def _report_rounds(runs: HttpRuns) -> tuple[Report, str]:
-    """Report rounds at one rate or, without rounds, the search for it; and the figures in a sentence."""
+def _report_rounds(runs: HttpRuns) -> tuple[Report, str, str]:
+    """Report rounds at one rate or, without rounds, the search for it; and sentences with figures and intervals."""
     subject = redacted(runs.plan.load.url)
     measured = report_of("http", FIGURES, {subject: runs} if runs.rounds else {})
-    figures = _figures(runs, {row.figure: row for row in measured.rows}) if runs.rounds else ""
-    rounds = f"{format_value(len(runs.rounds), 'rounds')} of {runs.plan.options.duration}"
-    method = f"{rounds}, {OPEN_LOOP}; at most {runs.plan.load.connections} in flight"
+    rounds = format_count(len(runs.rounds), "round")
+    figures = ""
+    certainty = ""
+    if runs.rounds:
+        rows = {row.figure: row for row in measured.rows}
+        figures = _figures(runs, rows)
+        certainty = how_sure({name: rows[name] for name in runs.plan.objective.latency_us or (P99,)}, rounds)
+    method = f"{rounds} of {runs.plan.options.duration}, {OPEN_LOOP}; at most {runs.plan.load.connections} in flight"
     measured = replace(
         measured,
         sentence=_answer(runs, figures),
@@ -387,7 +392,7 @@ def _report_rounds(runs: HttpRuns) -> tuple[Report, str]:
         notes=tuple(_notes(runs)),
         extra=_extra(runs),
     )
-    return measured, figures
+    return measured, figures, certainty
 
 
 def _answer(runs: HttpRuns, figures: str) -> str:
@@ -447,16 +452,16 @@ def _in_ms(figure: Row) -> str:
 def _notes(runs: HttpRuns) -> Iterator[str]:
     late_rounds = len(runs.rounds) - len(runs.timed)
     if late_rounds:
-        yield f"{late_rounds} of {format_count(len(runs.rounds), 'round')} are left out, as the generator was late."
+        yield f"{left_out(late_rounds, len(runs.rounds), 'round')}, as the generator was late."
     unsolicited = sum(result.unsolicited for result in runs.rounds)
     if unsolicited:
         yield f"{format_count(unsolicited, 'connection')} sent bytes that were no answer to a request, and were closed."
     seconds = sum(len(result.seconds) for result in runs.rounds)
-    left_out = seconds - sum(len(result.seconds) for result in runs.timed)
-    if left_out and not late_rounds:
+    pauses = seconds - sum(len(result.seconds) for result in runs.timed)
+    if pauses and not late_rounds:
         longest = format_value(latency_us(runs.rounds, 100), "us")
-        pauses = f"{left_out} of {format_count(seconds, 'second')} are left out of the latencies, as pauses"
-        yield f"{pauses} of the machine: the longest answer took {longest}."
+        paused = left_out(pauses, seconds, "second")
+        yield f"{paused} of the latencies, as pauses of the machine: the longest answer took {longest}."
     if runs.limit:
         yield f"The search ended because of the generator, and not of the service: {runs.limit}."
     late = lag_note(runs.timed)
@@ -525,15 +530,17 @@ def _trial_json(trial: Trial) -> dict[str, Any]:
     }
 
 
-def _report_batches(runs: HttpRuns) -> tuple[Report, str]:
-    """Report a sweep, with a trial for each size of batches; and its answer.
+def _report_batches(runs: HttpRuns) -> tuple[Report, str, str]:
+    """Report a sweep, with a trial for each size of batches; its answer, and how sure that is.
 
     The answer is the smallest size that gives 90 % of the most users/s, with its p50.
     """
     trials = runs.trials
     best = knee(trials)
     answer = "No batch was served without errors, even one at a time; see below."
+    certainty = ""
     if best is not None:
+        certainty = how_sure({P50: replace(latency([best.result], P50), unit="us")}, "1 run of each size")
         p50 = format_ms(latency_us([best.result], 50))
         figures = f"{format_value(users_per_s(best), 'users/s')}, p50 {p50}"
         answer = f"The smallest batch that gives 90 % of the most users/s is {best.offered:,.0f}: {figures}."
@@ -548,7 +555,7 @@ def _report_batches(runs: HttpRuns) -> tuple[Report, str]:
         plots=(_trials_plot(trials, "batch size", (P50, P99)),),
         extra={"rounds": [], "sweep": {"knee": best and best.offered, "points": points}},
     )
-    return measured, answer
+    return measured, answer, certainty
 
 
 def _spectrum_plot(rounds: Sequence[Result]) -> Plot:

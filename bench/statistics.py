@@ -269,6 +269,11 @@ def compared(first: Row, second: Row) -> Row:
     return Row(value=value, low=low, high=high, without=without)
 
 
+def change_of(ratio: float) -> str:
+    """Return the change to a ratio of 1, as `+2.5 %`."""
+    return f"{100 * (ratio - 1):+.1f} %"
+
+
 def is_proven(ratio: Row) -> bool:
     """Return whether the interval of a ratio to the least figure excludes equality."""
     return ratio.low is not None and ratio.low > 1

@@ -1,12 +1,13 @@
 """The verdict of an experiment: its findings by gravity, and the first sentence, which is made of all of them."""
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from enum import IntEnum
 from typing import NamedTuple
 
-from hotplate.base.report import Report
+from hotplate.base.report import Report, Row, format_value
 from hotplate.bench.process import describe
+from hotplate.bench.statistics import TOO_FEW_ROUNDS, WIDEST
 
 NOTHING_MEASURED = "Nothing was measured."
 NOT_LISTS = "The users' own lists were not measured, but the popular list."
@@ -67,23 +68,61 @@ def concluded(
     *,
     figures: str = "",
     answered: Collection[Gravity] = (),
+    certainty: str = "",
 ) -> Report:
-    """Return *report* with its findings, the machine, and its first sentence, which begins with the gravest of them.
+    """Return *report* with its findings, the machine, and its first sentences, which begin with the gravest of them.
 
-    answer    the sentence without findings, or with those that it states itself, of the kinds *answered*
-    figures   what was measured, without a verdict, which follows a finding
+    answer     the sentence without findings, or with those that it states itself, of the kinds *answered*
+    figures    what was measured, without a verdict, which follows a finding
+    certainty  how sure the answer and the figures are, which ends them
     """
     by_gravity = sorted(findings, key=lambda finding: finding.gravity)
-    sentence = answer
+    lead = ""
+    measured = answer
     if any(finding.gravity not in answered for finding in by_gravity):
-        sentence = f"{_lead(by_gravity)} {figures}".rstrip()
+        lead = _lead(by_gravity)
+        measured = figures
+    sentences = [lead, measured, certainty if measured else ""]
     return replace(
         report,
-        sentence=sentence,
+        sentence=" ".join(filter(None, sentences)),
         machine=describe(),
         broken=tuple(finding.text for finding in by_gravity if finding.gravity not in FAILURES),
         failures=tuple(finding.text for finding in by_gravity if finding.gravity in FAILURES),
     )
+
+
+def how_sure(figures: Mapping[str, Row], measured: str) -> str:
+    """Return the 95 % intervals of the *figures* that decide, by their names, or why they have none.
+
+    *measured* says by how much they were measured, such as `14 rounds`.
+    """
+    intervals = list[str]()
+    reasons = list[str]()
+    for name, row in figures.items():
+        is_explained = row.mark and row.low is None  # as computed or assumed
+        if row.value is None or is_explained:
+            continue
+        if row.low is None or row.high is None:
+            reasons.append(f"{name}: {row.note or TOO_FEW_ROUNDS}")
+        elif row.high > WIDEST * row.low:
+            reasons.append(f"{name}: the rounds differ too much")
+        else:
+            intervals.append(f"{name} {_span(row.low, row.high, row.unit)}")
+    sentences = list[str]()
+    if intervals:
+        sentences.append(f"95 % interval by {measured}: {', '.join(intervals)}.")
+    if reasons:
+        sentences.append(f"No interval of {', '.join(reasons)}.")
+    return " ".join(sentences)
+
+
+def _span(low: float, high: float, unit: str) -> str:
+    """Return an interval as `0.98 to 1.02 ms`."""
+    first = format_value(low, unit)
+    last = format_value(high, unit)
+    number, _, shown_unit = first.partition(" ")
+    return f"{number if last.endswith(f' {shown_unit}') else first} to {last}"
 
 
 def _lead(findings: Sequence[Finding]) -> str:

@@ -18,8 +18,8 @@ from hotplate.bench.loadgen.result import P99_SAMPLES, ResponseSample, Result, l
 from hotplate.bench.options import MAX_POPULAR, SweepOptions, is_emulated
 from hotplate.bench.planner.prices import HOURS_A_MONTH, Prices
 from hotplate.bench.search import TRIES, Trial
-from hotplate.bench.statistics import latency
-from hotplate.bench.verdict import EMULATED_CHARGES, Finding, Gravity, concluded, findings_of
+from hotplate.bench.statistics import latency, mean
+from hotplate.bench.verdict import EMULATED_CHARGES, Finding, Gravity, concluded, findings_of, how_sure
 from hotplate.stores.cosmos.url import AUTOSCALE_MIN, Throughput
 from hotplate.stores.options import BUDGET_S
 from hotplate.stores.urls import redacted
@@ -313,6 +313,12 @@ class Sweep:
         return name
 
     @property
+    def top(self) -> Level:
+        """The highest measured level of lists of the first size."""
+        size_kb = self.levels[0].size_kb
+        return max((level for level in self.levels if level.size_kb == size_kb), key=lambda level: level.ru)
+
+    @property
     def missing(self) -> list[str]:
         """The names of levels that were not measured."""
         measured = {(level.ru, level.size_kb) for level in self.levels}
@@ -327,6 +333,7 @@ def report(sweep: Sweep, ending: Ending, prices: Prices) -> Report:
     """
     account = sweep.options.account
     levels = {sweep.subject(level.ru, level.size_kb): level for level in sweep.levels}
+    top = sweep.top
     answer = _answer(sweep, prices)
     measured = replace(
         report_of("ru", figures(sweep, prices), levels),
@@ -343,7 +350,8 @@ def report(sweep: Sweep, ending: Ending, prices: Prices) -> Report:
         configuration=sweep.options.to_json(),
         extra={"subject": EMULATOR if account is None else redacted(account)},
     )
-    return concluded(measured, _findings(sweep, ending), answer, figures=answer)
+    certainty = how_sure({f"reads/s of {top.ru:,} RU/s": _reads(top)}, f"{sweep.planned.duration_s} seconds")
+    return concluded(measured, _findings(sweep, ending), answer, figures=answer, certainty=certainty)
 
 
 def _findings(sweep: Sweep, ending: Ending) -> list[Finding]:
@@ -421,8 +429,12 @@ def figures(sweep: Sweep, prices: Prices) -> Sequence[Figure[Level]]:
 
 
 def _reads(level: Level) -> Row:
+    """Return the reads/s of a level, with an interval by the seconds of its trial unless they are computed."""
     mark = level.outcome.mark
-    return Row(value=level.reads_per_s, note=NOTES.get(mark, ""), mark=mark)
+    if level.is_computed:
+        return Row(value=level.reads_per_s, note=NOTES[mark], mark=mark)
+    seconds = level.at(OVERLOAD).result.seconds
+    return replace(mean([len(second.latencies_s) for second in seconds]), note=NOTES.get(mark, ""), mark=mark)
 
 
 def _refused(level: Level) -> Row:
@@ -462,7 +474,7 @@ def _answer(sweep: Sweep, prices: Prices) -> str:
     hundred_reads = 100 / first.charge_ru
     hundred_usd = _month_usd(sweep, first, prices) / first.ru * 100
 
-    top = max((level for level in sweep.levels if level.size_kb == first.size_kb), key=lambda level: level.ru)
+    top = sweep.top
     top_usd = _month_usd(sweep, top, prices)
     p99_us = _latency(sweep, P99, top).value
     p99 = ""

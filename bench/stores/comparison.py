@@ -167,32 +167,65 @@ class Comparison:
         is_local = any(store.candidate.name == name and store.candidate.scheme == "file" for store in self.stores)
         return f"{name} on each server" if is_local and len(self.stores) > 1 else name
 
+    @property
+    def decisive(self) -> dict[str, Row]:
+        """The figures that decide, by names that a sentence says: ratios of the nearest stores, in speed and in cost.
+
+        Of a single store with a measured latency, it is the percentile.
+        """
+        timed = [store.candidate.name for store in self._read_by_us]
+        figures = dict[str, Row]()
+        if len(timed) == 1:
+            figures[f"{DECISIVE} of {timed[0]}"] = self.rows[timed[0], DECISIVE]
+        percentile, speeds = self._speeds
+        for figure, ranking in ((percentile, speeds), ("cost", self._rank(COST, self.stores))):
+            if ranking:
+                nearest = ranking.ratios[0]
+                unit = f"times that of {ranking.least}"
+                figures[f"{figure} of {nearest.subject}"] = replace(nearest, unit=unit)
+        return figures
+
+    @property
+    def _read_by_us(self) -> list[StoreRuns]:
+        """Stores with a measured latency that our own clients read."""
+        return [store for store in self._timed if not store.candidate.client]
+
+    @property
+    def _speeds(self) -> tuple[str, Ranking | None]:
+        """The ranking of the stores that our own clients read by p99 or, if it proves none the fastest, by p50.
+
+        A percentile that is unknown for one of them decides nothing.
+        """
+        timed = self._read_by_us
+        rankings = dict[str, Ranking]()
+        for figure in (DECISIVE, P50):
+            ranking = self._rank(figure, timed)
+            if ranking and len(ranking.ratios) == len(timed) - 1:
+                rankings[figure] = ranking
+        proven = [figure for figure, ranking in rankings.items() if not ranking.alike]
+        decisive = next(iter(proven or rankings), "")
+        return decisive, rankings.get(decisive)
+
     def _compare_speed(self) -> tuple[str, str]:
         """Return the store that is proven fastest, or nothing, and the latencies of stores that our own clients read.
 
-        Emulated ones are assumed. A store is the fastest if it is proven faster than each of the others, at p99 or else
-        at p50. A percentile that is unknown for one of them decides nothing.
+        Emulated ones are assumed.
         """
-        timed = [store for store in self._timed if not store.candidate.client]
-        names = [store.candidate.name for store in timed]
-        if not timed:
+        names = [store.candidate.name for store in self._read_by_us]
+        if not names:
             return "", "Latencies are assumed"
-        if len(timed) == 1:
+        if len(names) == 1:
             return "", self._describe_latencies(names[0])
 
-        known = [figure for figure in (DECISIVE, P50) if all(self.rows[name, figure].value for name in names)]
-        for figure in known:
-            ranking = self._rank(figure, timed)
-            if ranking and not ranking.alike:
-                slower = ", ".join(f"{ratio.subject} {self._ms(ratio.subject, figure)}" for ratio in ranking.ratios)
-                limit = "" if figure == DECISIVE else f"; at {DECISIVE} no difference is proven"
-                return ranking.least, f"{figure} {self._ms(ranking.least, figure)} ms, {slower}{limit}"
-
-        equal = "No difference in speed is proven"
-        if not known:
-            return "", f"{equal}: too few answers"
-        shown = ", ".join(f"{name} {self._ms(name, known[0])} ms" for name in names)
-        return "", f"{equal} ({known[0]}: {shown})"
+        figure, ranking = self._speeds
+        if ranking is None:
+            return "", "No difference in speed is proven: too few answers"
+        if ranking.alike:
+            shown = ", ".join(f"{name} {self._ms(name, figure)} ms" for name in names)
+            return "", f"No difference in speed is proven ({figure}: {shown})"
+        slower = ", ".join(f"{ratio.subject} {self._ms(ratio.subject, figure)}" for ratio in ranking.ratios)
+        limit = "" if figure == DECISIVE else f"; at {DECISIVE} no difference is proven"
+        return ranking.least, f"{figure} {self._ms(ranking.least, figure)} ms, {slower}{limit}"
 
     def _describe_latencies(self, name: str) -> str:
         figures = [figure for figure in PERCENTILES if self.rows[name, figure].value]

@@ -5,7 +5,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import NamedTuple
 
-from hotplate.base.report import Report, Row, format_value
+from hotplate.base.report import Report, Row, format_count, format_value
 from hotplate.bench.assumed_latency import explain_mark
 from hotplate.bench.cosmos_emulator.faults import parse_latency
 from hotplate.bench.errors import BenchMisused
@@ -18,7 +18,7 @@ from hotplate.bench.planner.prices import load as load_prices
 from hotplate.bench.progress import ProgressDisplay
 from hotplate.bench.stores.comparison import needed_ru, percentile_of
 from hotplate.bench.stores.rounds import Measured, RoundSettings, measure_rounds, own_cosmos, prepared_stores
-from hotplate.bench.verdict import EMULATED_CHARGES, concluded
+from hotplate.bench.verdict import EMULATED_CHARGES, concluded, how_sure
 from hotplate.stores.connect import COSMOS
 from hotplate.stores.urls import redacted, scheme_of
 
@@ -120,10 +120,13 @@ def report(options: ReferenceOptions, measured: Measured, notes: Sequence[str] =
     rounds = f"{format_value(measured.rounds, 'rounds')} of {_round_s(options):g} s"
     origins = {"measured": f"{rounds}, at random times, by {USERS} connections"}
     answer = ""
+    certainty = ""
+    p50 = percentile_of(P50, store)
     if store.sound:
         by_emulator = EMULATED_CHARGES if store.candidate.emulated else ""
         origins["exact"] = f"{by_emulator}{charge_ru:.2f} RU a read; RU/s at 70 % use, in steps of 100"
-        answer = _answer(percentile_of(P50, store).value, ru, prices, is_emulated=store.candidate.emulated)
+        answer = _answer(p50.value, ru, prices, is_emulated=store.candidate.emulated)
+        certainty = how_sure({P50: replace(p50, unit="us")}, format_count(measured.rounds, "round"))
 
     reported = replace(
         reported,
@@ -134,7 +137,7 @@ def report(options: ReferenceOptions, measured: Measured, notes: Sequence[str] =
         interrupted=measured.interrupted,
         configuration=options.to_json(),
     )
-    return concluded(reported, measured.findings, answer)
+    return concluded(reported, measured.findings, answer, certainty=certainty)
 
 
 def _answer(p50_us: float | None, needed: int, prices: Prices, *, is_emulated: bool) -> str:

@@ -7,11 +7,11 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from hotplate.base.report import Column, Report, Row, format_value
+from hotplate.base.report import Column, Report, Row, format_count, format_value
 from hotplate.bench.assumed_latency import explain_mark
 from hotplate.bench.cosmos_emulator.faults import parse_latency
 from hotplate.bench.errors import BenchFailed, BenchMisused
-from hotplate.bench.experiment import report_of
+from hotplate.bench.experiment import left_out, report_of
 from hotplate.bench.figure_names import BY_SDK
 from hotplate.bench.loadgen.load import Uniform, Zipf
 from hotplate.bench.loadgen.result import lag_note
@@ -35,7 +35,7 @@ from hotplate.bench.stores.rounds import (
     own_stores,
     prepared_stores,
 )
-from hotplate.bench.verdict import EMULATED_CHARGES, concluded
+from hotplate.bench.verdict import EMULATED_CHARGES, concluded, how_sure
 from hotplate.stores.connect import COSMOS
 from hotplate.stores.errors import StoreError, reason_of
 from hotplate.stores.urls import redacted, scheme_of
@@ -145,10 +145,12 @@ def report(options: StoresOptions, setup: Setup, measured: Measured, notes: Sequ
     compared = report_of("stores", figures(rate, prices), by_name)
     checks = [f"{store.candidate.name}: {note}" for store in stores for note in store.checked.notes]
     answer = ""
+    certainty = ""
     verdicts: Mapping[str, str] = {}
     if all(store.sound for store in stores):
         comparison = Comparison(stores, {(row.subject, row.figure): row for row in compared.rows}, rate, prices)
         answer = comparison.answer
+        certainty = how_sure(comparison.decisive, format_count(measured.rounds, "round"))
         verdicts = comparison.verdicts
     compared = replace(
         compared,
@@ -170,7 +172,7 @@ def report(options: StoresOptions, setup: Setup, measured: Measured, notes: Sequ
             "releases": [store.candidate.manifest.release for store in stores],
         },
     )
-    return concluded(compared, measured.findings, answer)
+    return concluded(compared, measured.findings, answer, certainty=certainty)
 
 
 def _prices(options: StoresOptions) -> Prices:
@@ -191,7 +193,8 @@ def _origins(options: StoresOptions, measured: Measured, prices: Prices) -> dict
     if any(candidate.client == BY_SDK for candidate in candidates):
         rounds += f" (by SDK {SDK_RATE:g}/s)"
     if measured.disturbed:
-        rounds += f", {measured.disturbed} disturbed ones left out"
+        made = measured.rounds + measured.disturbed
+        rounds += f", {left_out(measured.disturbed, made, 'round')} as disturbed"
     if not options.urls:
         rounds += "; one machine: no network, TLS or replica"
     origins = {"measured": rounds}
@@ -212,7 +215,7 @@ def _left_out(options: StoresOptions, measured: Measured) -> Iterator[str]:
     made = measured.rounds + measured.disturbed
     is_complete = not (measured.interrupted or measured.failure)
     if is_complete and options.repeat is not None and made < options.repeat:
-        yield f"{made} of {options.repeat} rounds fit into --budget {options.budget}."
+        yield f"--budget {options.budget} is enough for {made} of {options.repeat} rounds."
 
 
 def _too_few_answers(stores: Sequence[StoreRuns], rows: Sequence[Row]) -> Iterator[str]:

@@ -126,7 +126,7 @@ def test_the_answer_names_the_fastest_the_cheapest_and_a_shared_store() -> None:
     assert max(map(len, lines)) <= 80
     assert [len([line for line in lines if line.startswith(f"{name}  ")]) for name in ("files", "Redis")] == [1, 1]
     assert re.search(
-        r"If servers share a store: Redis, for 9 users cheaper than Cosmos DB from 3\d to 58,300 reads/s\.$",
+        r"If servers share a store: Redis, for 9 users cheaper than Cosmos DB from 3\d to 58,300 reads/s\. 95 %",
         comparison.sentence,
     )
     assert comparison.verdicts["p50"] == comparison.verdicts["p99"] == "files fastest; Redis 1.5 times (1.5 to 1.5)"
@@ -151,7 +151,30 @@ def test_p99_decided_by_stalls_is_no_difference() -> None:
     )
 
 
-@pytest.mark.parametrize(("disturbed", "notes"), [(1, []), (0, ["6 of 7 rounds fit into --budget 9s."])])
+def test_the_first_sentences_say_how_sure_they_are() -> None:
+    """A reader missed it, as the intervals and the number of rounds were below the table."""
+    files = store_runs("files", 0.002)
+    by_ratio = summary(files, store_runs("Redis", 0.003, 75.0))
+    intervals = r"95 % interval by 6 rounds: p99 of Redis 1\.\d+ to 1\.\d+ times that of files, cost of Redis [\d.]+ to"
+    assert re.search(intervals, by_ratio.sentence), by_ratio.sentence
+    assert re.search(r"95 % interval by 6 rounds: p99 of files 2\.\d+ to 2\.\d+ ms\.$", summary(files).sentence)
+    few = summary(store_runs("files", steady(0.002, 2)), store_runs("Redis", steady(0.003, 2)))
+    assert "No interval of p99 of Redis: fewer than 5 rounds, cost of Redis: fewer than 5 rounds." in few.sentence
+    wrong = summary(store_runs("files", 0.002, wrong=1))
+    assert "interval" not in wrong.sentence
+
+
+def test_one_disturbed_round_is_left_out() -> None:
+    """It was "1 disturbed ones"."""
+    origin = summary(store_runs("files", 0.002), disturbed=1).origins["measured"]
+    assert ", 1 of 7 rounds is left out as disturbed; " in origin
+    assert (
+        ", 2 of 8 rounds are left out as disturbed; "
+        in summary(store_runs("files", 0.002), disturbed=2).origins["measured"]
+    )
+
+
+@pytest.mark.parametrize(("disturbed", "notes"), [(1, []), (0, ["--budget 9s is enough for 6 of 7 rounds."])])
 def test_rounds_that_do_not_fit_into_the_budget_are_counted(disturbed: int, notes: list[str]) -> None:
     """With `--repeat 40 --budget 60s`, six rounds were reported without a word. Disturbed rounds were made."""
     options = StoresOptions(repeat=7, budget="9s")
@@ -384,7 +407,7 @@ def test_no_store_of_two_equal_ones_is_called_the_cheapest() -> None:
     runs = steady(0.002)
     comparison = summary(store_runs("a", runs, 50.0, url="file:///a"), store_runs("b", runs, 50.0, url="file:///b"))
     assert "heapest" not in comparison.sentence
-    assert comparison.sentence.endswith("No difference in cost is proven between a and b.")
+    assert "No difference in cost is proven between a and b. 95 % interval by 6 rounds: " in comparison.sentence
 
 
 def test_popular_lists_break_a_store_and_the_verdict() -> None:

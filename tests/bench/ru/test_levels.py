@@ -257,6 +257,12 @@ def test_levels_of_autoscale_are_priced_as_autoscale() -> None:
     assert row(reported_run, "USD per billion reads", subject).value == pytest.approx(350.4 / reads_a_month * 1e9)
 
 
+def test_the_answer_has_the_interval_of_the_reads() -> None:
+    """Nothing said how sure the reads/s of the first line were."""
+    level = measure_level(LEVEL, Account(400, 1.0).attempt(LEVEL, 6), emulated=True)
+    assert "95 % interval by 6 seconds: reads/s of 400 RU/s 400 to 400." in reported(level).sentence
+
+
 def test_a_plan_plots_a_curve_for_each_size_of_lists() -> None:
     finding = COMPUTED_FOR("this machine is slow")
     levels = tuple(
