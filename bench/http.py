@@ -80,14 +80,13 @@ def measure(plan: HttpPlan, display: ProgressDisplay) -> Report:
         )
 
     with LoadWorker() as worker:
+        runs = Runs(worker, display)
         if plan.keys is not None:
-            sample = worker.run(replace(load, rate=SAMPLE_RATE, duration_s=SAMPLE_S, samples=0))
-            if sample.interrupted:
-                raise KeyboardInterrupt
+            sample = runs.run(replace(load, rate=SAMPLE_RATE, duration_s=SAMPLE_S, samples=0))
             if popular_complaint([sample], max(plan.allowed_popular, SAMPLE_POPULAR)):
                 unmeasured = Report(kind="http", sentence="", configuration=plan.options.to_json())
                 return concluded(unmeasured, plan.popular_lists([sample]))
-        measurement = _HttpMeasurement(plan, Runs(worker, display), display)
+        measurement = _HttpMeasurement(plan, runs, display)
         ending = until_stopped(measurement.run, measurement)
     return measurement.report(ending)
 
@@ -110,14 +109,12 @@ class _HttpMeasurement:
         """Make a warm-up, then a trial for each size of batches, or else rounds at one rate.
 
         With `--find-max` the rate is the highest inside the objective, and no round is made if there is none. Raises
-        KeyboardInterrupt after a run that Ctrl-C ended, which is kept.
+        KeyboardInterrupt after a run that Ctrl-C ended, of which only a round is kept.
         """
         plan = self._plan
         load = plan.load
         if plan.warmup_s:
-            warmup = self._runs.run(replace(load, duration_s=plan.warmup_s, samples=0), shown="warm-up")
-            if warmup.interrupted:
-                raise KeyboardInterrupt
+            self._runs.run(replace(load, duration_s=plan.warmup_s, samples=0), shown="warm-up")
         if plan.batches:
             self._sweep_batches()
         elif plan.options.find_max:
@@ -128,7 +125,7 @@ class _HttpMeasurement:
     def _search(self) -> None:
         """Search for the highest rate, and make rounds at it; if they refute it, make them at lower ones.
 
-        No round is made if there is no rate inside. Raises KeyboardInterrupt as `run`.
+        No round is made if there is no rate inside.
         """
         load = self._plan.load
         repeat = self._plan.options.repeat
@@ -136,8 +133,6 @@ class _HttpMeasurement:
         self._display.say(f"about {about_s:.0f} s: some {USUAL_RUNS} trials of {load.duration_s:g} s, then the rounds")
         for trial in search(self._attempt, load.rate or 1.0):
             self._trials.append(trial)
-            if trial.is_stopped:
-                raise KeyboardInterrupt
         best = highest(self._trials)
         if best is not None:
             self._confirm(best.offered)
@@ -160,10 +155,7 @@ class _HttpMeasurement:
     def _run_rounds(self, load: Load) -> None:
         repeat = self._plan.options.repeat
         for number in range(1, repeat + 1):
-            result = self._runs.run(load, shown=f"round {number} of {repeat}")
-            self._rounds.append(result)
-            if result.interrupted:
-                raise KeyboardInterrupt
+            self._runs.run(load, shown=f"round {number} of {repeat}", kept=self._rounds)
 
     def report(self, ending: Ending) -> Report:
         store = self._plan.options.store
@@ -183,7 +175,7 @@ class _HttpMeasurement:
         """Request batches of each planned size for as long as a round, at full speed, and append a trial for each size.
 
         Batches are in flight at the same time, fewer from then on if the service refuses some. A trial is broken by
-        errors, or by popular lists instead of the users' own. Raises KeyboardInterrupt after a run that Ctrl-C ended.
+        errors, or by popular lists instead of the users' own.
         """
         plan = self._plan
         parallel = min(PARALLEL, plan.load.connections)
@@ -192,8 +184,6 @@ class _HttpMeasurement:
             result = self._run_batches(posts.batch, load)
             parallel = result.connections
             self._trials.append(self._judged(posts.batch, result))
-            if result.interrupted:
-                raise KeyboardInterrupt
 
     def _run_batches(self, size: int, load: Load) -> Result:
         """Run *load* with fewer batches at a time until the service refuses hardly any; return the last result.
@@ -204,7 +194,7 @@ class _HttpMeasurement:
             result = self._runs.run(load, shown=f"batch {size:,}, {load.connections} at a time")
             refused = sum(result.statuses.get(status, 0) for status in REFUSED)
             are_accepted = refused <= self._plan.objective.errors * result.due
-            if load.connections == 1 or result.interrupted or are_accepted:
+            if load.connections == 1 or are_accepted:
                 return result
             load = replace(load, connections=max(1, load.connections // FEWER))
 

@@ -9,7 +9,7 @@ calls 9 to 20.
 
 import math
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -281,12 +281,16 @@ def is_proven(ratio: Row) -> bool:
 
 def describe_ratio(ratio: Row) -> str:
     """Return a subject and its ratio to the least figure with its interval, as `Redis 1.4 times (1.3 to 1.6)`."""
-    times = f"{ratio.subject} {rounded(ratio.value or 0.0)} times"
-    if ratio.low is None or ratio.high is None:
-        return f"{times} ({ratio.note})"
-    if ratio.high > WIDEST * ratio.low:
-        return f"{times} (the rounds differ too much for an interval)"
-    return f"{times} ({rounded(ratio.low)} to {rounded(ratio.high)})"
+    return f"{ratio.subject} {rounded(ratio.value or 0.0)} times ({span(ratio, rounded)})"
+
+
+def span(figure: Row, shown: Callable[[float], str]) -> str:
+    """Return the interval of a figure, as `1.3 to 1.6`, or why it has none."""
+    if figure.low is None or figure.high is None:
+        return figure.note or TOO_FEW_ROUNDS
+    if figure.high > WIDEST * figure.low:
+        return "the rounds differ too much for an interval"
+    return f"{shown(figure.low)} to {shown(figure.high)}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,11 +3,12 @@
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from enum import IntEnum
+from functools import partial
 from typing import NamedTuple
 
 from hotplate.base.report import Report, Row, format_value
 from hotplate.bench.process import describe
-from hotplate.bench.statistics import TOO_FEW_ROUNDS, WIDEST
+from hotplate.bench.statistics import span
 
 NOTHING_MEASURED = "Nothing was measured."
 NOT_LISTS = "The users' own lists were not measured, but the popular list."
@@ -93,36 +94,16 @@ def concluded(
 
 
 def how_sure(figures: Mapping[str, Row], measured: str) -> str:
-    """Return the 95 % intervals of the *figures* that decide, by their names, or why they have none.
+    """Return the 95 % intervals of the known *figures* that decide, by their names, or why they have none.
 
-    *measured* says by how much they were measured, such as `14 rounds`.
+    Computed and assumed figures are explained by their marks. *measured* says by what, such as `14 rounds`.
     """
-    intervals = list[str]()
-    reasons = list[str]()
-    for name, row in figures.items():
-        is_explained = row.mark and row.low is None  # as computed or assumed
-        if row.value is None or is_explained:
-            continue
-        if row.low is None or row.high is None:
-            reasons.append(f"{name}: {row.note or TOO_FEW_ROUNDS}")
-        elif row.high > WIDEST * row.low:
-            reasons.append(f"{name}: the rounds differ too much")
-        else:
-            intervals.append(f"{name} {_span(row.low, row.high, row.unit)}")
-    sentences = list[str]()
-    if intervals:
-        sentences.append(f"95 % interval by {measured}: {', '.join(intervals)}.")
-    if reasons:
-        sentences.append(f"No interval of {', '.join(reasons)}.")
-    return " ".join(sentences)
-
-
-def _span(low: float, high: float, unit: str) -> str:
-    """Return an interval as `0.98 to 1.02 ms`."""
-    first = format_value(low, unit)
-    last = format_value(high, unit)
-    number, _, shown_unit = first.partition(" ")
-    return f"{number if last.endswith(f' {shown_unit}') else first} to {last}"
+    intervals = [
+        f"{name} {span(row, partial(format_value, unit=row.unit))}"
+        for name, row in figures.items()
+        if row.value is not None and not (row.mark and row.low is None)
+    ]
+    return f"95 % interval by {measured}: {', '.join(intervals)}." if intervals else ""
 
 
 def _lead(findings: Sequence[Finding]) -> str:

@@ -43,7 +43,6 @@ BURST = 1.03
 REACHED = 0.93
 # Share of due requests that the load generator must send to have kept up.
 SENT_BOUND = 0.99
-INTERRUPTED = "it was interrupted"
 COMPUTED = "computed"
 COMPUTED_MARK = "="
 AT_LEAST_MARK = "+"
@@ -158,11 +157,6 @@ class Level:
         return self.outcome.is_computed
 
     @property
-    def is_stopped(self) -> bool:
-        """Whether the user interrupted one of its trials."""
-        return any(trial.is_stopped for trial in self.trials)
-
-    @property
     def reads_per_s(self) -> float:
         """Reads per second, accepted or computed."""
         return self.capacity_per_s if self.is_computed else self.at(OVERLOAD).accepted_per_s
@@ -209,13 +203,13 @@ def measure_level(level: Level, attempt: Attempt, *, emulated: bool) -> Level:
 def _judge_load(share: float, attempt: Attempt, judge: Judge) -> tuple[Outcome, list[LevelTrial]]:
     """Make trials at a share of capacity until they are clear, at most three; return the last outcome, and all trials.
 
-    *judge* gets all trials made so far. A trial is not repeated after Ctrl-C.
+    *judge* gets all trials made so far.
     """
     trials = list[LevelTrial]()
     for _ in range(TRIES):
         trials.append(attempt(share))
         outcome = judge(trials)
-        if not outcome.is_unclear or trials[-1].is_stopped:
+        if not outcome.is_unclear:
             break
     return outcome, trials
 
@@ -230,8 +224,6 @@ def _judge_throughput(level: Level, trials: Sequence[LevelTrial], *, emulated: b
 
     # A failure ends the trials of a level, so only the last one can be a failure.
     last = trials[-1]
-    if last.is_stopped:
-        return COMPUTED_FOR(INTERRUPTED)
     if last.accepted_per_s > BURST * capacity_per_s:
         spent = last.accepted_per_s * level.charge_ru
         return COMPUTED_FOR(
@@ -258,8 +250,6 @@ def _judge_throughput(level: Level, trials: Sequence[LevelTrial], *, emulated: b
 def _judge_latency(trials: Sequence[LevelTrial], *, emulated: bool) -> Outcome:
     """Require of the last trial, at 90 % load, that the generator was in time and nearly all lists came."""
     trial = trials[-1]
-    if trial.is_stopped:
-        return MEASURED
     late = lateness([trial.result], P99_SAMPLES)
     if late:
         return COMPUTED_FOR(late[0])
@@ -345,12 +335,12 @@ def report(sweep: Sweep, ending: Ending, prices: Prices) -> Report:
         },
         origins=_origins(sweep, prices),
         notes=tuple(_notes(sweep)),
-        # An error on dropping the database may have replaced Ctrl-C.
-        interrupted=ending.interrupted or any(level.is_stopped for level in sweep.levels),
+        interrupted=ending.interrupted,
         configuration=sweep.options.to_json(),
         extra={"subject": EMULATOR if account is None else redacted(account)},
     )
-    certainty = how_sure({f"reads/s of {top.ru:,} RU/s": _reads(top)}, f"{sweep.planned.duration_s} seconds")
+    decisive = {f"reads/s of {top.ru:,} RU/s": _reads(top), P99: replace(_latency(sweep, P99, top), unit="us")}
+    certainty = how_sure(decisive, f"{sweep.planned.duration_s} seconds")
     return concluded(measured, _findings(sweep, ending), answer, figures=answer, certainty=certainty)
 
 
@@ -458,11 +448,7 @@ def _latency(sweep: Sweep, name: str, level: Level) -> Row:
     if level.calm is None:
         return Row(note=COMPUTED if level.is_computed else "not measured")
 
-    measured = latency([level.calm.result], name)
-    if measured.value is None:
-        return Row(note=INTERRUPTED if level.is_stopped else measured.note)
-    row = Row(value=measured.value, note=measured.note)
-    return as_assumed(row) if sweep.emulated else row
+    return as_assumed(latency([level.calm.result], name), emulated=sweep.emulated)
 
 
 def _answer(sweep: Sweep, prices: Prices) -> str:

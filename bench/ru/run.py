@@ -134,7 +134,7 @@ class _SweepMeasurement:
     def run(self) -> None:
         """Measure all levels for each size of lists, each in a new database of the account, or of an emulator.
 
-        Raises KeyboardInterrupt after a trial that Ctrl-C ended, which is kept.
+        A level in which Ctrl-C comes is not kept.
         """
         options = self.sweep.planned.options
         with ExitStack() as stack:
@@ -191,8 +191,7 @@ class _SweepMeasurement:
     ) -> None:
         """Measure *planned*, settings of RU/s in ascending order, and append them to `self.sweep.levels`.
 
-        Once this machine does not drive a level, all higher ones are computed, without trials. Raises KeyboardInterrupt
-        after a trial that Ctrl-C ended.
+        Once this machine does not drive a level, all higher ones are computed, without trials.
 
         scale    changes the container's RU/s
         attempt  runs a trial of a level at a share of its capacity
@@ -201,9 +200,6 @@ class _SweepMeasurement:
             scale(self._throughput(level.ru))
             measured = levels.measure_level(level, partial(attempt, level), emulated=self.sweep.emulated)
             self.sweep.levels.append(measured)
-
-            if measured.is_stopped:
-                raise KeyboardInterrupt
             if measured.is_computed and measured.outcome.is_limited:
                 computed = COMPUTED_FOR(f"this machine does not drive {level.ru:,} RU/s")
                 self.sweep.levels += [replace(higher, outcome=computed) for higher in planned[number:]]
@@ -230,7 +226,7 @@ class _SweepMeasurement:
         counts_before = process.store_counts(service)
         result = runs.run(load, shown=f"{level.ru:,} RU/s at {share:.0%}: {rate:,.0f} reads/s")
         counts = process.store_counts(service) - counts_before
-        if not (result.ok or counts["throttled"] or counts["timeout"] or result.interrupted):
+        if not (result.ok or counts["throttled"] or counts["timeout"]):
             raise BenchFailed(f"none of {result.due:,} lists came from the store, which may have ended")
         return levels.trial(share, result, counts["throttled"], counts["timeout"])
 

@@ -91,7 +91,7 @@ def _cpu(store: StoreRuns) -> Row:
 def percentile_of(name: str, store: StoreRuns) -> Row:
     """Return a percentile, marked if it is assumed; unknown if the store failed its checks."""
     row: Row = latency(store.results, name) if store.sound else store.unknown
-    return as_assumed(row) if store.candidate.emulated and row.value is not None else row
+    return as_assumed(row, emulated=store.candidate.emulated)
 
 
 def figures(rate: float, prices: Prices) -> Sequence[Figure[StoreRuns]]:
@@ -181,8 +181,7 @@ class Comparison:
         for figure, ranking in ((percentile, speeds), ("cost", self._rank(COST, self.stores))):
             if ranking:
                 nearest = ranking.ratios[0]
-                unit = f"times that of {ranking.least}"
-                figures[f"{figure} of {nearest.subject}"] = replace(nearest, unit=unit)
+                figures[f"{figure} of {nearest.subject} / that of {ranking.least}"] = nearest
         return figures
 
     @property

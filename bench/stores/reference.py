@@ -1,24 +1,21 @@
 """Microsoft's reference load on Cosmos DB, compared with its published figures."""
 
-from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import NamedTuple
 
 from hotplate.base.report import Report, Row, format_count, format_value
-from hotplate.bench.assumed_latency import explain_mark
 from hotplate.bench.cosmos_emulator.faults import parse_latency
 from hotplate.bench.errors import BenchMisused
-from hotplate.bench.experiment import Figure, latencies, report_of
 from hotplate.bench.figure_names import P50
 from hotplate.bench.loadgen.load import Uniform
-from hotplate.bench.options import ReferenceOptions, parse_seconds, require_positive
+from hotplate.bench.options import ReferenceOptions, StoresOptions, parse_seconds, require_positive
 from hotplate.bench.planner.prices import Prices
 from hotplate.bench.planner.prices import load as load_prices
 from hotplate.bench.progress import ProgressDisplay
+from hotplate.bench.stores import report as stores_report
 from hotplate.bench.stores.comparison import needed_ru, percentile_of
-from hotplate.bench.stores.rounds import Measured, RoundSettings, measure_rounds, own_cosmos, prepared_stores
-from hotplate.bench.verdict import EMULATED_CHARGES, concluded, how_sure
+from hotplate.bench.stores.rounds import Measured, RoundSettings, Setup, measure_rounds, own_cosmos, prepared_stores
+from hotplate.bench.verdict import concluded, how_sure
 from hotplate.stores.connect import COSMOS
 from hotplate.stores.urls import redacted, scheme_of
 
@@ -34,29 +31,9 @@ WARMUP_S = 3.0
 LISTS = 5_000
 OTHER_SERVICE = "published figures are of another service in Azure: no gain"
 METHOD = (
-    f"{RATE:g} requests/s, at random as from {USERS} users. The published figures are Microsoft's, measured in Azure "
-    f"with another service ({SOURCE}); the difference shows no gain."
+    f"{RATE:g} requests/s, at random times, by {USERS} connections. The published figures are Microsoft's, measured in "
+    f"Azure with another service ({SOURCE}); the difference shows no gain."
 )
-
-
-class Reproduction(NamedTuple):
-    """Figures of the load: percentiles, each by its name, the rate of answers, and the RU/s that it needs, if known."""
-
-    latency: Callable[[str], Row | None]
-    rate: float
-    ru: float | None
-
-
-REFERENCE = Reproduction(lambda percentile: Row(value=MEDIAN_US) if percentile == P50 else None, RATE, RU)
-
-
-def _figures(prices: Prices) -> Sequence[Figure[Reproduction]]:
-    return (
-        *latencies(lambda percentile, load: load.latency(percentile)),
-        Figure("requests/s", "", lambda load: load.rate, "requests\n/s", digits=3),
-        Figure("RU/s", "", lambda load: load.ru, "RU/s", digits=4),
-        Figure("USD a month", "", lambda load: load.ru and prices.ru_month(load.ru), "USD\na month", digits=3),
-    )
 
 
 def reproduce(options: ReferenceOptions, display: ProgressDisplay) -> Report:
@@ -74,7 +51,7 @@ def reproduce(options: ReferenceOptions, display: ProgressDisplay) -> Report:
             display.start("starting an emulator of Cosmos DB")
             url = stack.enter_context(own_cosmos(options.latency, RU))
         setup = stack.enter_context(prepared_stores([url], LISTS, display, may_generate=options.account is None))
-        return report(options, measure_rounds(setup, settings, display), setup.notes)
+        return report(options, setup, measure_rounds(setup, settings, display))
 
 
 def _parse_settings(options: ReferenceOptions) -> RoundSettings:
@@ -104,39 +81,36 @@ def _round_s(options: ReferenceOptions) -> float:
     return min(ROUND_S, parse_seconds(options.duration))
 
 
-def report(options: ReferenceOptions, measured: Measured, notes: Sequence[str] = ()) -> Report:
-    """Report the measured store and the published figures; *notes* are on the set-up.
+def report(options: ReferenceOptions, setup: Setup, measured: Measured) -> Report:
+    """Report the measured store, as `bench stores` does, and the published median.
 
-    The RU/s needed for the published rate, and their price, are only given if the store answered as it should.
+    The answer is only given if the store answered as it should.
     """
     (store,) = measured.stores
-    name = store.candidate.name
     prices = load_prices()
-    charge_ru = store.candidate.charge_ru or 0.0
-    ru = needed_ru(charge_ru, RATE)
-    rate = sum(result.ok for result in store.results) / sum(result.duration_s for result in store.results)
-    ours = Reproduction(lambda percentile: percentile_of(percentile, store), rate, ru if store.sound else None)
-    reported = report_of("reference", _figures(prices), {PUBLISHED: REFERENCE, name: ours})
-    rounds = f"{format_value(measured.rounds, 'rounds')} of {_round_s(options):g} s"
-    origins = {"measured": f"{rounds}, at random times, by {USERS} connections"}
+    stores_options = StoresOptions(
+        urls=(options.account,) if options.account else (),
+        rate=f"{RATE:g}",
+        duration=f"{_round_s(options):g}s",
+        latency=options.latency,
+    )
+    compared = stores_report.report(stores_options, setup, measured)
     answer = ""
-    certainty = ""
-    p50 = percentile_of(P50, store)
     if store.sound:
-        by_emulator = EMULATED_CHARGES if store.candidate.emulated else ""
-        origins["exact"] = f"{by_emulator}{charge_ru:.2f} RU a read; RU/s at 70 % use, in steps of 100"
-        answer = _answer(p50.value, ru, prices, is_emulated=store.candidate.emulated)
-        certainty = how_sure({P50: replace(p50, unit="us")}, format_count(measured.rounds, "round"))
+        ru = needed_ru(store.candidate.charge_ru or 0.0, RATE)
+        answer = _answer(percentile_of(P50, store).value, ru, prices, is_emulated=store.candidate.emulated)
 
+    assumed = f"{'latencies; ' if store.candidate.emulated else ''}{OTHER_SERVICE}"
     reported = replace(
-        reported,
-        emulated=(name,) if store.candidate.emulated else (),
-        marks=explain_mark(options.latency, is_known=options.account is None),
-        origins={**origins, "assumed": f"{'latencies; ' if store.candidate.emulated else ''}{OTHER_SERVICE}"},
-        method=(*notes, METHOD),
-        interrupted=measured.interrupted,
+        compared,
+        kind="reference",
+        rows=(Row(PUBLISHED, P50, "us", MEDIAN_US), *compared.rows),
+        origins={**compared.origins, "assumed": assumed},
+        method=(METHOD, *compared.method),
         configuration=options.to_json(),
     )
+    p50 = {row.figure: row for row in compared.rows if row.figure == P50}
+    certainty = how_sure(p50, format_count(measured.rounds, "round"))
     return concluded(reported, measured.findings, answer, certainty=certainty)
 
 

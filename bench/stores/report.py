@@ -1,16 +1,18 @@
 """The comparison of stores by latency, CPU and cost."""
 
-import asyncio
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 from hotplate.base.report import Column, Report, Row, format_count, format_value
 from hotplate.bench.assumed_latency import explain_mark
 from hotplate.bench.cosmos_emulator.faults import parse_latency
-from hotplate.bench.errors import BenchFailed, BenchMisused
+from hotplate.bench.cosmos_emulator.latency_trace import FORMAT, LatencyTrace
+from hotplate.bench.errors import BenchMisused
 from hotplate.bench.experiment import left_out, report_of
 from hotplate.bench.figure_names import BY_SDK
 from hotplate.bench.loadgen.load import Uniform, Zipf
@@ -21,7 +23,6 @@ from hotplate.bench.planner.prices import load as load_prices
 from hotplate.bench.progress import ProgressDisplay
 from hotplate.bench.statistics import PERCENTILES, TOO_FEW_ANSWERS, plots_by_round
 from hotplate.bench.stores.comparison import AT_RATE_MARK, COST, Comparison, figures
-from hotplate.bench.stores.recording import record
 from hotplate.bench.stores.rounds import (
     FULL_CONNECTIONS,
     FULL_S,
@@ -37,7 +38,7 @@ from hotplate.bench.stores.rounds import (
 )
 from hotplate.bench.verdict import EMULATED_CHARGES, concluded, how_sure
 from hotplate.stores.connect import COSMOS
-from hotplate.stores.errors import StoreError, reason_of
+from hotplate.stores.errors import reason_of
 from hotplate.stores.urls import redacted, scheme_of
 
 # Of all rounds, if neither --budget nor --repeat is given.
@@ -64,8 +65,8 @@ def compare_stores(options: StoresOptions, display: ProgressDisplay) -> Report:
     """Compare the latencies and costs of stores in rounds, and report them; Ctrl-C gives a partial report.
 
     Without URLs, the stores are started on this machine: files, Redis, and an emulator of Cosmos DB. With `--record`,
-    latencies of Cosmos DB are also recorded to a file, unless the comparison ended early. Raises BenchMisused for
-    invalid options, BenchFailed, StoreError, and KeyboardInterrupt before the first round.
+    latencies of Cosmos DB are also written to a file. Raises BenchMisused for invalid options, BenchFailed, StoreError,
+    and KeyboardInterrupt before the first round.
     """
     settings = parse_settings(options)
     count = len(options.urls)
@@ -81,26 +82,36 @@ def compare_stores(options: StoresOptions, display: ProgressDisplay) -> Report:
             urls, notes = stack.enter_context(own_stores(options.latency))
         setup = stack.enter_context(prepared_stores(urls, options.users, display))
         measured = measure_rounds(setup, settings, display)
-        if options.record is None or measured.interrupted or measured.failure:
-            return report(options, setup, measured, notes)
-        return _recorded(options.record, options, setup, measured, display)
+    compared = report(options, setup, measured, notes)
+    if options.record is None:
+        return compared
+    (cosmos,) = (store for store in measured.stores if store.candidate.metered)
+    return _recorded(options.record, cosmos, compared)
 
 
-def _recorded(path: Path, options: StoresOptions, setup: Setup, measured: Measured, display: ProgressDisplay) -> Report:
-    """Record the latencies of the only Cosmos DB to *path*, and return the report, which says what came of it."""
-    (cosmos,) = (candidate for candidate in setup.candidates if candidate.metered)
-    display.start(f"recording latencies of {cosmos.name}")
-    try:
-        trace = asyncio.run(record(cosmos.url, setup.users))
-        trace.save(path)
-    except KeyboardInterrupt:
-        return report(options, setup, measured._replace(interrupted=True))
-    except (BenchFailed, StoreError, OSError) as error:
-        compared = report(options, setup, measured)
-        failure = f"the latencies were not recorded: {reason_of(error)}"
-        return replace(compared, failures=(*compared.failures, failure))
-    note = f"The latencies of {trace.count:,} reads are in {path}; replay them by --latency {path}."
-    return report(options, setup, measured, [note])
+def _recorded(path: Path, cosmos: StoreRuns, compared: Report) -> Report:
+    """Write the latencies of a Cosmos DB to *path*, unless it failed its checks; return the report, which says so."""
+    name = cosmos.candidate.name
+    reason = f"{name} has no valid ones"
+    if cosmos.sound:
+        try:
+            trace = _trace_of(cosmos)
+            trace.save(path)
+        except OSError as error:
+            reason = reason_of(error)
+        else:
+            note = f"The latencies of {trace.count:,} reads are in {path}; replay them by --latency {path}."
+            return replace(compared, notes=(note, *compared.notes))
+    return replace(compared, failures=(*compared.failures, f"the latencies were not recorded: {reason}"))
+
+
+def _trace_of(store: StoreRuns) -> LatencyTrace:
+    """Return the latencies of all answers of a store."""
+    counts = Counter[int]()
+    for result in store.results:
+        counts.update((1e6 * result.latencies_s).round().astype(int).tolist())
+    date = datetime.now(UTC).isoformat(timespec="seconds")
+    return LatencyTrace(FORMAT, redacted(store.candidate.url), date, tuple(sorted(counts.items())))
 
 
 def parse_settings(options: StoresOptions) -> RoundSettings:

@@ -459,14 +459,12 @@ class _Rounds:
     def _run_load(self, candidate: Candidate, load: Load) -> ServiceRun:
         """Run *load* against the service of a store (a candidate), and return the result and the CPU time in seconds.
 
-        Raises KeyboardInterrupt if Ctrl-C ended the run, BenchFailed if the service ended.
+        Raises BenchFailed if the service ended.
         """
         service = candidate.service
         cpu_s = service.cpu_s()
         result = self._runs.run(load, candidate.name)
         used_s = service.cpu_s() - cpu_s
-        if result.interrupted:
-            raise KeyboardInterrupt
         if result.failed:
             process.fetch(f"{service.url}/livez")
         return ServiceRun(result, used_s)

@@ -18,6 +18,7 @@ import pytest
 from rich.console import Console
 
 from hotplate.base.report import Report, print_report, to_json
+from hotplate.bench.cosmos_emulator.latency_trace import read_trace
 from hotplate.bench.errors import BenchFailed, BenchMisused
 from hotplate.bench.lists import CheckResult
 from hotplate.bench.loadgen.load import Gets, Load
@@ -155,11 +156,11 @@ def test_the_first_sentences_say_how_sure_they_are() -> None:
     """A reader missed it, as the intervals and the number of rounds were below the table."""
     files = store_runs("files", 0.002)
     by_ratio = summary(files, store_runs("Redis", 0.003, 75.0))
-    intervals = r"95 % interval by 6 rounds: p99 of Redis 1\.\d+ to 1\.\d+ times that of files, cost of Redis [\d.]+ to"
+    intervals = r"95 % interval by 6 rounds: p99 of Redis / that of files 1\.\d+ to 1\.\d+, cost of Redis / that of "
     assert re.search(intervals, by_ratio.sentence), by_ratio.sentence
-    assert re.search(r"95 % interval by 6 rounds: p99 of files 2\.\d+ to 2\.\d+ ms\.$", summary(files).sentence)
+    assert re.search(r"95 % interval by 6 rounds: p99 of files 2\.\d+ ms to 2\.\d+ ms\.$", summary(files).sentence)
     few = summary(store_runs("files", steady(0.002, 2)), store_runs("Redis", steady(0.003, 2)))
-    assert "No interval of p99 of Redis: fewer than 5 rounds, cost of Redis: fewer than 5 rounds." in few.sentence
+    assert few.sentence.endswith("cost of Redis / that of files fewer than 5 rounds.")
     wrong = summary(store_runs("files", 0.002, wrong=1))
     assert "interval" not in wrong.sentence
 
@@ -274,27 +275,43 @@ def test_a_failure_keeps_the_rounds_before_it(tmp_path: Path, monkeypatch: pytes
         rounds.measure_rounds(setup, settings, display)
 
 
-@pytest.mark.parametrize("error", [BenchFailed("it answered no read"), KeyboardInterrupt()])
+@pytest.mark.parametrize("reason", ["Cosmos DB has no valid ones", "No such file or directory"])
 def test_a_recording_that_fails_keeps_the_comparison(
-    error: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It was lost, and after Ctrl-C the report said that nothing was measured."""
-    store = store_runs("Cosmos DB", 0.002)
+    """It was lost."""
+    wrong = int("valid" in reason)
+    store = store_runs("Cosmos DB", 0.002, wrong=wrong)
+    folder = tmp_path / "traces"
+    folder.mkdir()
+
+    def measure(*_: object) -> Measured:
+        folder.rmdir()
+        return Measured((store,), interrupted=False)
+
     setup = Setup((store.candidate,), ("1",))
     monkeypatch.setattr(stores_report, "prepared_stores", lambda *_: nullcontext(setup))
-    monkeypatch.setattr(stores_report, "measure_rounds", lambda *_: Measured((store,), interrupted=False))
-
-    async def record(*_: object) -> None:
-        raise error
-
-    monkeypatch.setattr(stores_report, "record", record)
-    name = tmp_path / "found"
-    done = run_stores(EMULATED, "--repeat", "6", "--record", tmp_path / "trace.json", "--out", name)
+    monkeypatch.setattr(stores_report, "measure_rounds", measure)
+    done = run_stores(EMULATED, "--repeat", "6", "--record", folder / "trace.json", "--out", tmp_path / "found")
     assert done.returncode == 1
-    assert done.stdout.startswith("Latencies are assumed.")
-    is_stopped = isinstance(error, KeyboardInterrupt)
-    assert ("it was stopped before its end" in done.stdout) is is_stopped
-    assert ("the latencies were not recorded: it answered no read" in done.stdout) is not is_stopped
+    printed = " ".join(done.stdout.split())
+    assert "LOOK OUT: the latencies were not recorded: " in printed
+    assert reason in printed
+    assert done.stdout.startswith("Cosmos DB: 1 of 5" if wrong else "Latencies are assumed.")
+
+
+def test_latencies_of_the_rounds_are_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = store_runs("Cosmos DB", 0.002)
+    monkeypatch.setattr(stores_report, "prepared_stores", lambda *_: nullcontext(Setup((store.candidate,), ("1",))))
+    monkeypatch.setattr(stores_report, "measure_rounds", lambda *_: Measured((store,), interrupted=False))
+    path = tmp_path / "trace.json"
+    done = run_stores(EMULATED, "--repeat", "6", "--record", path, "--out", tmp_path / "found")
+    assert f"replay them by --latency {path}" in " ".join(done.stdout.split())
+    trace = read_trace(path)
+    assert trace.count == sum(result.ok for result in store.results)
+    latencies_us = [latency_us for latency_us, _ in trace.counts]
+    assert pytest.approx(min(latencies_us), rel=0.01) == 2_000
+    assert pytest.approx(max(latencies_us), rel=0.01) == 2_040
 
 
 @pytest.mark.parametrize("last", [1, 4], ids=["warm-up", "round"])
