@@ -20,6 +20,7 @@ from hotplate.stores.cosmos.charges import load as load_charges
 from hotplate.stores.cosmos.url import MANUAL_MIN, MANUAL_STEP
 
 COST = "cost of a billion reads"
+CHARGE = "RU a read"
 # The percentile that is decisive for speed, unless no difference is proven.
 DECISIVE = P99
 UTILISATION = Inputs(users=1, peak_rps=1).ru_utilisation
@@ -105,7 +106,7 @@ def figures(rate: float, prices: Prices) -> Sequence[Figure[StoreRuns]]:
         Figure(CPU, "us", _cpu, "CPU a\nread, µs", "µs"),
         Figure(COST, prices.currency, lambda store: _cost(store, rate, prices), f"USD/bn\nat {rate:g}/s"),
         *(replace(figure, heading="") for figure in unlisted),
-        Figure("RU a read", "RU", lambda store: store.candidate.charge_ru, main=False),
+        Figure(CHARGE, "RU", lambda store: store.candidate.charge_ru, main=False),
     )
 
 
