@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import bdtrc, stdtrit
 
-from hotplate.base.intervals import Z
+from hotplate.base.intervals import share_interval
 from hotplate.base.report import Curve, Plot, Row, rounded
 from hotplate.bench.figure_names import P50, P99, P99_9
 from hotplate.bench.loadgen.result import ENOUGH_SAMPLES, Result, Seconds, lateness, percentile_us
@@ -106,14 +106,11 @@ def _percentiles_without_each(parts: Sequence[Seconds], percent: float) -> Itera
 def _binomial_interval(rounds: Sequence[Seconds], percent: float, answers: int) -> tuple[float, float]:
     """Return the 95 % interval of a percentile (0 to 100) of independent latencies, in µs.
 
-    The share of latencies below a percentile varies as a binomial share, here by its normal approximation. With few
-    answers beyond the percentile, such as ten, this is wider than the differences between rounds show.
+    The share of latencies below a percentile varies as a binomial share. With few answers beyond the percentile, such
+    as ten, this is wider than the differences between rounds show.
     """
-    below = percent / 100
-    deviation = Z * math.sqrt(below * (1 - below) / answers)
-    low_us = percentile_us(rounds, 100 * max(0.0, below - deviation))
-    high_us = percentile_us(rounds, 100 * min(1.0, below + deviation))
-    return low_us, high_us
+    low, high = share_interval(percent / 100, answers)
+    return percentile_us(rounds, 100 * low), percentile_us(rounds, 100 * min(1.0, high))
 
 
 def _jackknife_interval(value: float, without: Sequence[float]) -> tuple[float, float]:
@@ -136,28 +133,17 @@ def _jackknife_interval(value: float, without: Sequence[float]) -> tuple[float, 
 
 
 def share(parts: Sequence[int], wholes: Sequence[int]) -> Row:
-    """Return the sum of *parts* divided by that of *wholes*, both by round, with its 95 % interval.
+    """Return the sum of *parts* divided by that of *wholes*, both by round, with the 95 % interval of their mean.
 
     The value is None if all wholes are 0; the interval is None with fewer than five rounds.
     """
-    whole = sum(wholes)
-    if not whole:
+    if not any(wholes):
         return Row(note="there were none")
-
-    value = sum(parts) / whole
-    values = tuple(part / total for part, total in zip(parts, wholes, strict=True) if total)
-    if len(wholes) < MIN_ROUNDS:
-        return Row(value=value, values=values)
-
-    low, high = interval(_share_deviations(parts, wholes))
-    return Row(value=value, values=values, low=max(0.0, value + low), high=min(1.0, value + high))
-
-
-def _share_deviations(parts: Sequence[int], wholes: Sequence[int]) -> Floats:
-    """Return a deviation for each round, whose mean varies as the share of all rounds does: the delta method."""
-    whole = sum(wholes)
-    value = sum(parts) / whole
-    return (np.asarray(parts) - value * np.asarray(wholes)) * len(wholes) / whole
+    row = mean([part / whole for part, whole in zip(parts, wholes, strict=True) if whole])
+    value = sum(parts) / sum(wholes)
+    if row.low is None or row.high is None:
+        return Row(value=value, values=row.values)
+    return Row(value=value, values=row.values, low=max(0.0, row.low), high=min(1.0, row.high))
 
 
 class Portions(NamedTuple):
@@ -167,9 +153,14 @@ class Portions(NamedTuple):
     wholes: Sequence[int]
 
     @property
+    def shares(self) -> Floats:
+        """By round."""
+        return np.divide(self.parts, self.wholes)
+
+    @property
     def share(self) -> float:
-        """The sum of the parts divided by that of the wholes, or 0 without any."""
-        return sum(self.parts) / sum(self.wholes) if any(self.wholes) else 0.0
+        """The sum of the parts divided by that of the wholes."""
+        return sum(self.parts) / sum(self.wholes)
 
 
 def is_significant_growth(first: Portions, second: Portions) -> bool:
@@ -178,20 +169,15 @@ def is_significant_growth(first: Portions, second: Portions) -> bool:
     It must exceed what independent events explain. With as many rounds in both, at least five, it must also exceed the
     differences between rounds of the same number, so that a burst of events in one of them proves nothing.
     """
-    if second.share <= first.share or not any(first.wholes):
-        return False
-
     # If the shares were equal, each event would be in the second ones by the share of these in all wholes.
     events_after = sum(second.parts)
     events = sum(first.parts) + events_after
     chance = sum(second.wholes) / (sum(first.wholes) + sum(second.wholes))
-    if bdtrc(events_after - 1, events, chance) > TAIL:
-        return False
-
-    if len(first.wholes) != len(second.wholes) or len(first.wholes) < MIN_ROUNDS:
-        return True
-    low, _ = interval(_share_deviations(*second) - _share_deviations(*first))
-    return second.share - first.share + low > 0
+    is_chance = bdtrc(events_after - 1, events, chance) > TAIL
+    if is_chance or len(first.wholes) != len(second.wholes) or len(first.wholes) < MIN_ROUNDS:
+        return not is_chance
+    low, _ = interval(second.shares - first.shares)
+    return low > 0
 
 
 def in_time(rounds: Sequence[Sequence[Result]]) -> list[int]:
