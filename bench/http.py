@@ -15,7 +15,7 @@ from hotplate.bench.figure_names import AT_LEAST, HIGHEST_RATE, LATENESS, P50, P
 from hotplate.bench.http_plan import HttpPlan
 from hotplate.bench.lists import CheckResult, popular_complaint
 from hotplate.bench.loadgen.generator import LoadWorker
-from hotplate.bench.loadgen.load import Load, send_one
+from hotplate.bench.loadgen.load import TLS, Load
 from hotplate.bench.loadgen.result import ENOUGH_SAMPLES, Result, lag_note, lag_us, latency_us
 from hotplate.bench.objective import format_bound, format_ms
 from hotplate.bench.progress import ProgressDisplay
@@ -45,7 +45,7 @@ from hotplate.stores.urls import redacted
 PARALLEL = 20  # as from Stream Analytics
 FEWER = 4  # after refused batches
 REFUSED = (429, 503)
-KEY_REFUSED = (401, 403)
+KEY_REFUSED = {401, 403}
 # A sample of users, asked before anything is measured: half a second, and more than half of the lists are popular ones.
 SAMPLE_RATE = 100.0
 SAMPLE_S = 0.5
@@ -67,28 +67,42 @@ SPECTRUM_TICKS = {2.0: "p50", 10.0: "p90", 100.0: "p99", 1_000.0: "p99.9", 10_00
 def measure(plan: HttpPlan, display: ProgressDisplay) -> Report:
     """Measure a service over HTTP as planned, and report it; Ctrl-C ends it with a report of the runs until then.
 
-    A first short run only shows whether the requested users have lists; if most get the popular one instead, nothing
-    more is measured. Raises BenchFailed if the service does not answer, or refuses the API key, and KeyboardInterrupt
-    before the first run.
+    A first short run only shows whether the service answers, and the requested users have lists; if most get the
+    popular one instead, nothing more is measured. Raises BenchFailed if the service does not answer, or refuses the API
+    key, and KeyboardInterrupt before the first run.
     """
-    load = plan.load
-    response = send_one(load.url, next(load.rendered()).data, load.timeout_s)
-    if response.status in KEY_REFUSED:
-        raise BenchFailed(
-            f"{redacted(load.url)} answers {response.status}, so nothing was measured; give a key that may read, as "
-            "--header X-API-Key:KEY (`hotplate keys create` makes one)"
-        )
-
     with LoadWorker() as worker:
         runs = Runs(worker, display)
-        if plan.keys is not None:
-            sample = runs.run(replace(load, rate=SAMPLE_RATE, duration_s=SAMPLE_S, samples=0))
-            if popular_complaint([sample], max(plan.allowed_popular, SAMPLE_POPULAR)):
-                unmeasured = Report(kind="http", sentence="", configuration=plan.options.to_json())
-                return concluded(unmeasured, plan.popular_lists([sample]))
+        sample = runs.run(replace(plan.load, rate=SAMPLE_RATE, duration_s=SAMPLE_S, samples=0))
+        _require_answers(sample)
+        if popular_complaint([sample], max(plan.allowed_popular, SAMPLE_POPULAR)):
+            unmeasured = Report(kind="http", sentence="", configuration=plan.options.to_json())
+            return concluded(unmeasured, plan.popular_lists([sample]))
         measurement = _HttpMeasurement(plan, runs, display)
         ending = until_stopped(measurement.run, measurement)
     return measurement.report(ending)
+
+
+def _require_answers(sample: Result) -> None:
+    """Raise BenchFailed if a service answered no request of a sample, or refused the API key of all."""
+    url = redacted(sample.url)
+    if sample.statuses.keys() - KEY_REFUSED:
+        return
+    for status in sample.statuses:
+        raise BenchFailed(
+            f"{url} answers {status}, so nothing was measured; give a key that may read, as --header X-API-Key:KEY "
+            "(`hotplate keys create` makes one)"
+        )
+
+    kind = max(sample.errors, key=sample.errors.__getitem__, default="timeout")
+    if kind == "malformed":
+        raise BenchFailed(
+            f"{url} answers, but not as HTTP/1.1 with Content-Length or chunks: a 1xx response, and a body that ends "
+            "with the connection, are not read"
+        )
+    if kind.startswith(TLS):
+        raise BenchFailed(f"{url} has no valid {kind}")
+    raise BenchFailed(f"nothing answers at {url} ({kind}); is the service running?")
 
 
 class _HttpMeasurement:

@@ -210,8 +210,8 @@ class _SweepMeasurement:
     ) -> LevelTrial:
         """Request the lists of *users* in turn, at a share of a level's capacity in reads/s, and return the trial.
 
-        It begins with a second of the clock, as the budget of RU/s does. The service's metrics, before and after,
-        count the 429s and the timeouts of its reads. Raises BenchFailed if the service or the store ended.
+        The service's metrics, before and after, count the 429s and the timeouts of its reads. Raises BenchFailed if the
+        service or the store ended.
         """
         rate = share * level.capacity_per_s
         load = Load(
@@ -221,7 +221,6 @@ class _SweepMeasurement:
             duration_s=float(self.sweep.planned.duration_s + LEAD_S + TAIL_S),
             connections=CONNECTIONS,
             check=levels.from_store,
-            on_the_second=True,
         )
         counts_before = process.store_counts(service)
         result = runs.run(load, shown=f"{level.ru:,} RU/s at {share:.0%}: {rate:,.0f} reads/s")

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from hotplate.base.http1 import Response
 from hotplate.base.report import Report, to_json
 from hotplate.bench import http
 from hotplate.bench.errors import BenchFailed
@@ -286,7 +285,6 @@ class KneeServer:
 
 def find_knee(server: KneeServer, duration: str, monkeypatch: pytest.MonkeyPatch) -> Report:
     monkeypatch.setattr(http, "LoadWorker", lambda: server)
-    monkeypatch.setattr(http, "send_one", lambda *_: Response(200, b"", b""))
     options = HttpOptions(
         url=URL, path="/", find_max=True, slo="p99=20ms", rate="100", duration=duration, repeat=3, warmup="0s"
     )
@@ -400,7 +398,6 @@ def test_ctrl_c_before_the_first_round_ends_a_measurement(
 
     worker = EndingWorker(stopped, run)
     monkeypatch.setattr(http, "LoadWorker", lambda: worker)
-    monkeypatch.setattr(http, "send_one", lambda *_: Response(200, b"", b""))
     display = ProgressDisplay(Console(file=io.StringIO()))
     with pytest.raises(KeyboardInterrupt):
         http.measure(make_plan(HttpOptions(url=URL, users=9, **options)), display)
@@ -411,8 +408,7 @@ def test_ctrl_c_during_a_trial_leaves_a_report_of_those_before(monkeypatch: pyte
     def run(load: Load) -> Result:
         return simulate(replace(load, requests=Gets("/"), check=failure_by_status), lambda arrival_s: arrival_s + 0.001)
 
-    monkeypatch.setattr(http, "LoadWorker", lambda: EndingWorker(3, run))
-    monkeypatch.setattr(http, "send_one", lambda *_: Response(200, b"", b""))
+    monkeypatch.setattr(http, "LoadWorker", lambda: EndingWorker(4, run))
     options = HttpOptions(url=URL, path="/", find_max=True, slo="p50=5ms", rate="100", duration="0.5s", warmup="0s")
     stopped = http.measure(make_plan(options), ProgressDisplay(Console(file=io.StringIO())))
     assert stopped.interrupted
@@ -426,10 +422,9 @@ def test_a_generator_that_dies_leaves_a_report_of_the_rounds_before(monkeypatch:
     def run(load: Load) -> Result:
         return simulate(replace(load, requests=Gets("/"), check=failure_by_status), lambda arrival_s: arrival_s + 0.001)
 
-    for last, rounds in ((4, 2), (2, 0)):  # after a warm-up
+    for last, rounds in ((5, 2), (3, 0)):  # after a sample and a warm-up
         worker = EndingWorker(last, run, BenchFailed("the process of the load generator died"))
         monkeypatch.setattr(http, "LoadWorker", lambda worker=worker: worker)
-        monkeypatch.setattr(http, "send_one", lambda *_: Response(200, b"", b""))
         plan = make_plan(HttpOptions(url=URL, path="/", duration="0.1s", repeat=5))
         if not rounds:
             with pytest.raises(BenchFailed, match="died"):
