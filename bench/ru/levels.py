@@ -137,13 +137,16 @@ class Level:
     size_kb     size of the lists that are read
     charge_ru   request units of one read
     publish_ru  request units of one published list
+    overload    the trial at 110 % of its capacity that got most reads through
+    calm        the trial at 90 % that measured its latencies, if one did
     """
 
     ru: int
     size_kb: int
     charge_ru: float
     publish_ru: float
-    trials: tuple[LevelTrial, ...] = ()
+    overload: LevelTrial | None = None
+    calm: LevelTrial | None = None
     outcome: Outcome = MEASURED
 
     @property
@@ -159,20 +162,9 @@ class Level:
     @property
     def reads_per_s(self) -> float:
         """Reads per second, accepted or computed."""
-        return self.capacity_per_s if self.is_computed else self.at(OVERLOAD).accepted_per_s
-
-    def at(self, share: float) -> LevelTrial:
-        """Return the trial at a share that got most reads through, below OVERLOAD the last one. Raises KeyError."""
-        trials = [trial for trial in self.trials if trial.offered == share]
-        if not trials:
-            raise KeyError(share)
-        return _best(trials) if share == OVERLOAD else trials[-1]
-
-    @property
-    def calm(self) -> LevelTrial | None:
-        """The trial that measured its latencies; None without one that did."""
-        has_latency = not self.is_computed and self.outcome.gravity is None
-        return self.at(CALM) if has_latency and self.trials[-1].offered == CALM else None
+        if self.is_computed or self.overload is None:
+            return self.capacity_per_s
+        return self.overload.accepted_per_s
 
 
 def _best(trials: Sequence[LevelTrial]) -> LevelTrial:
@@ -192,12 +184,13 @@ def measure_level(level: Level, attempt: Attempt, *, emulated: bool) -> Level:
     runs a trial at a share of capacity.
     """
     outcome, trials = _judge_load(OVERLOAD, attempt, partial(_judge_throughput, level, emulated=emulated))
-    if not outcome.is_computed:
-        latency, calm_trials = _judge_load(CALM, attempt, partial(_judge_latency, emulated=emulated))
-        trials += calm_trials
-        if latency != MEASURED:
-            outcome = latency
-    return replace(level, trials=tuple(trials), outcome=outcome)
+    measured = replace(level, overload=_best(trials), outcome=outcome)
+    if outcome.is_computed:
+        return measured
+    latency, calm_trials = _judge_load(CALM, attempt, partial(_judge_latency, emulated=emulated))
+    if latency == MEASURED:
+        return replace(measured, calm=calm_trials[-1])
+    return replace(measured, outcome=latency)
 
 
 def _judge_load(share: float, attempt: Attempt, judge: Judge) -> tuple[Outcome, list[LevelTrial]]:
@@ -261,32 +254,21 @@ def _judge_latency(trials: Sequence[LevelTrial], *, emulated: bool) -> Outcome:
     return Outcome(reason, gravity=Gravity.ERRORS)
 
 
-@dataclass(frozen=True, slots=True)
-class SweepPlan:
-    """Validated options; levels and sizes are ascending."""
+@dataclass(slots=True)
+class Sweep:
+    """`bench ru`, which measures several levels (settings of RU/s) in turn.
+
+    levels    the planned RU/s, ascending, as the sizes of lists are
+    measured  the levels that were measured
+    regions   of the account; the first one is read
+    """
 
     options: SweepOptions
     levels: tuple[int, ...]
     sizes_kb: tuple[int, ...]
     duration_s: int
-
-
-@dataclass(slots=True)
-class Sweep:
-    """`bench ru`, which measures several levels (settings of RU/s) in turn.
-
-    levels   those that were measured
-    regions  of the account; the first one is read
-    """
-
-    planned: SweepPlan
-    levels: list[Level] = field(default_factory=list)
+    measured: list[Level] = field(default_factory=list)
     regions: tuple[str, ...] = ("",)
-
-    @property
-    def options(self) -> SweepOptions:
-        """The options."""
-        return self.planned.options
 
     @property
     def emulated(self) -> bool:
@@ -298,21 +280,21 @@ class Sweep:
         name = f"{ru:,}{LEVEL_UNIT}"
         if self.options.autoscale:
             name += ", autoscale"
-        if len(self.planned.sizes_kb) > 1:
+        if len(self.sizes_kb) > 1:
             name += f", {size_kb} KB"
         return name
 
     @property
     def top(self) -> Level:
         """The highest measured level of lists of the first size."""
-        size_kb = self.levels[0].size_kb
-        return max((level for level in self.levels if level.size_kb == size_kb), key=lambda level: level.ru)
+        size_kb = self.measured[0].size_kb
+        return max((level for level in self.measured if level.size_kb == size_kb), key=lambda level: level.ru)
 
     @property
     def missing(self) -> list[str]:
         """The names of levels that were not measured."""
-        measured = {(level.ru, level.size_kb) for level in self.levels}
-        planned = product(self.planned.sizes_kb, self.planned.levels)  # in the order of the measurement
+        measured = {(level.ru, level.size_kb) for level in self.measured}
+        planned = product(self.sizes_kb, self.levels)  # in the order of the measurement
         return [self.subject(ru, size_kb) for size_kb, ru in planned if (ru, size_kb) not in measured]
 
 
@@ -322,7 +304,7 @@ def report(sweep: Sweep, ending: Ending, prices: Prices) -> Report:
     Marks are signs beside figures that were not simply measured, and are explained below the table.
     """
     account = sweep.options.account
-    levels = {sweep.subject(level.ru, level.size_kb): level for level in sweep.levels}
+    levels = {sweep.subject(level.ru, level.size_kb): level for level in sweep.measured}
     top = sweep.top
     answer = _answer(sweep, prices)
     measured = replace(
@@ -340,14 +322,14 @@ def report(sweep: Sweep, ending: Ending, prices: Prices) -> Report:
         extra={"subject": EMULATOR if account is None else redacted(account)},
     )
     decisive = {f"reads/s of {top.ru:,} RU/s": _reads(top), P99: replace(_latency(sweep, P99, top), unit="us")}
-    certainty = how_sure(decisive, f"{sweep.planned.duration_s} seconds")
+    certainty = how_sure(decisive, f"{sweep.duration_s} seconds")
     return concluded(measured, _findings(sweep, ending), answer, figures=answer, certainty=certainty)
 
 
 def _findings(sweep: Sweep, ending: Ending) -> list[Finding]:
     """Return what ended the sweep, and the levels that could not be measured, or answered with errors."""
     findings = findings_of(Gravity.UNMEASURED, filter(None, [ending.failure]))
-    for level in sweep.levels:
+    for level in sweep.measured:
         text = f"{sweep.subject(level.ru, level.size_kb)}: {level.outcome.reason}"
         gravity = level.outcome.gravity
         if gravity is not None:
@@ -367,7 +349,7 @@ def _origins(sweep: Sweep, prices: Prices) -> dict[str, str]:
         regions = f", all {len(sweep.regions)} regions"
     lines = {"measured": measured}
 
-    of_sizes = {level.size_kb: level for level in sweep.levels}
+    of_sizes = {level.size_kb: level for level in sweep.measured}
     charges = ", ".join(
         f"{level.charge_ru:.2f} RU a read of {size_kb} KB, {level.publish_ru:.2f} a list written and read back"
         for size_kb, level in of_sizes.items()
@@ -421,17 +403,17 @@ def figures(sweep: Sweep, prices: Prices) -> Sequence[Figure[Level]]:
 def _reads(level: Level) -> Row:
     """Return the reads/s of a level, with an interval by the seconds of its trial unless they are computed."""
     mark = level.outcome.mark
-    if level.is_computed:
-        return Row(value=level.reads_per_s, note=NOTES[mark], mark=mark)
-    seconds = level.at(OVERLOAD).result.seconds
+    if level.is_computed or level.overload is None:
+        return Row(value=level.reads_per_s, note=COMPUTED, mark=COMPUTED_MARK)
+    seconds = level.overload.result.seconds
     return replace(mean([len(second.latencies_s) for second in seconds]), note=NOTES.get(mark, ""), mark=mark)
 
 
 def _refused(level: Level) -> Row:
     """Return the share of 429s at 110 % load; it is computed unless the level was measured."""
-    if level.outcome.mark:  # what exceeds the capacity, of 110 % of it
+    if level.outcome.mark or level.overload is None:  # what exceeds the capacity, of 110 % of it
         return Row(value=(OVERLOAD - 1) / OVERLOAD, mark=COMPUTED_MARK)
-    return Row(value=level.at(OVERLOAD).refused)
+    return Row(value=level.overload.refused)
 
 
 def _month_usd(sweep: Sweep, level: Level, prices: Prices) -> float:
@@ -456,7 +438,7 @@ def _answer(sweep: Sweep, prices: Prices) -> str:
 
     A level is a setting of RU/s.
     """
-    first = sweep.levels[0]
+    first = sweep.measured[0]
     hundred_reads = 100 / first.charge_ru
     hundred_usd = _month_usd(sweep, first, prices) / first.ru * 100
 
@@ -481,7 +463,7 @@ def _answer(sweep: Sweep, prices: Prices) -> str:
 def _notes(sweep: Sweep) -> Iterator[str]:
     """Yield why levels were not driven or have no latency, those of one reason together; then those not measured."""
     subjects = dict[str, list[str]]()
-    for level in sweep.levels:
+    for level in sweep.measured:
         for reason in _limits(sweep, level):
             subjects.setdefault(reason, []).append(sweep.subject(level.ru, level.size_kb))
     for reason, names in subjects.items():
