@@ -9,7 +9,7 @@ calls 9 to 20.
 
 import math
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -21,19 +21,16 @@ from hotplate.base.intervals import share_interval
 from hotplate.base.report import Curve, Plot, Row, rounded
 from hotplate.bench.figure_names import P50, P99, P99_9
 from hotplate.bench.loadgen.result import ENOUGH_SAMPLES, Result, Seconds, lateness, percentile_us
+from hotplate.bench.verdict import MIN_ROUNDS, TOO_FEW_ROUNDS, span
 
 PERCENTS: Mapping[str, float] = {P50: 50, "p90": 90, P99: 99, P99_9: 99.9, "p99.99": 99.99, "max": 100}
 PERCENTILES = (P50, P99, P99_9)
 ERRORS = "errors"
-MIN_ROUNDS = 5
-TOO_FEW_ROUNDS = f"fewer than {MIN_ROUNDS} rounds"
 TOO_FEW_ANSWERS = f"fewer than {ENOUGH_SAMPLES} answers beyond it"
 TAIL = 0.025
 # Where rounds differ, the slowest ones decide a high percentile, and few rounds contain few of them: the jackknife's
 # upper end alone is too low in 11 to 13 of 100 series with deviations of 40 % between rounds.
 UNSEEN = 1.35
-# Wider intervals say nothing.
-WIDEST = 100.0
 MOST_LOG = 700.0  # math.exp overflows above 709
 # Lag-1 autocorrelations to average over. The prior suits paired rounds, of 0.0 to 0.3: with a uniform one, an interval
 # of 14 rounds misses 1 to 3 % instead of 5 %, and finds half as many differences.
@@ -268,15 +265,6 @@ def is_proven(ratio: Row) -> bool:
 def describe_ratio(ratio: Row) -> str:
     """Return a subject and its ratio to the least figure with its interval, as `Redis 1.4 times (1.3 to 1.6)`."""
     return f"{ratio.subject} {rounded(ratio.value or 0.0)} times ({span(ratio, rounded)})"
-
-
-def span(figure: Row, shown: Callable[[float], str]) -> str:
-    """Return the interval of a figure, as `1.3 to 1.6`, or why it has none."""
-    if figure.low is None or figure.high is None:
-        return figure.note or TOO_FEW_ROUNDS
-    if figure.high > WIDEST * figure.low:
-        return "the rounds differ too much for an interval"
-    return f"{shown(figure.low)} to {shown(figure.high)}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """The verdict of an experiment: its findings by gravity, and the first sentence, which is made of all of them."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from enum import IntEnum
 from functools import partial
@@ -8,9 +8,12 @@ from typing import NamedTuple
 
 from hotplate.base.report import Report, Row, format_value
 from hotplate.bench.process import describe
-from hotplate.bench.statistics import span
 
 NOTHING_MEASURED = "Nothing was measured."
+MIN_ROUNDS = 5
+TOO_FEW_ROUNDS = f"fewer than {MIN_ROUNDS} rounds"
+# Wider intervals say nothing.
+WIDEST = 100.0
 NOT_LISTS = "The users' own lists were not measured, but the popular list."
 # Before figures that are exact if Azure's documented charges are.
 EMULATED_CHARGES = "by an emulator of Azure's charges: "
@@ -104,6 +107,15 @@ def how_sure(figures: Mapping[str, Row], measured: str) -> str:
         if row.value is not None and not (row.mark and row.low is None)
     ]
     return f"95 % interval by {measured}: {', '.join(intervals)}." if intervals else ""
+
+
+def span(figure: Row, shown: Callable[[float], str]) -> str:
+    """Return the interval of a figure, as `1.3 to 1.6`, or why it has none."""
+    if figure.low is None or figure.high is None:
+        return figure.note or TOO_FEW_ROUNDS
+    if figure.high > WIDEST * figure.low:
+        return "the rounds differ too much for an interval"
+    return f"{shown(figure.low)} to {shown(figure.high)}"
 
 
 def _lead(findings: Sequence[Finding]) -> str:

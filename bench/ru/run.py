@@ -21,6 +21,7 @@ from hotplate.bench.progress import ProgressDisplay
 from hotplate.bench.ru import levels
 from hotplate.bench.ru.levels import COMPUTED_FOR, LEAD_S, TAIL_S, Level, LevelTrial, Sweep
 from hotplate.bench.ru.sandbox import Sandbox, SizedLists, keyed_address, sandbox
+from hotplate.bench.stores.rounds import own_cosmos
 from hotplate.stores.cosmos.url import (
     AUTOSCALE_MIN,
     AUTOSCALE_STEP,
@@ -139,23 +140,18 @@ class _SweepMeasurement:
         with ExitStack() as stack:
             url = options.account
             environment = None
-            servers = list[process.Server]()
             if url is None:
                 self.display.start("starting an emulator of Cosmos DB")
-                servers.append(stack.enter_context(process.emulator_serving(latency=options.latency)))
-                url = f"cosmos+{servers[0].url}/bench"
+                url = stack.enter_context(own_cosmos(options.latency, self.sweep.levels[-1]))
                 environment = dict[str, str]()  # no keys of real accounts
             runs = Runs(stack.enter_context(LoadWorker(process.GENERATOR_CORE)), self.display)
 
             for size_kb in self.sweep.sizes_kb:
                 with sandbox(url, self.sweep.levels[-1], environment, autoscale=options.autoscale) as database:
-                    self._measure_size(database, size_kb, servers, runs)
+                    self._measure_size(database, size_kb, runs)
 
-    def _measure_size(self, database: Sandbox, size_kb: int, servers: Sequence[process.Server], runs: Runs) -> None:
-        """Publish lists of a size to a temporary database, and measure all levels (settings of RU/s) with a service.
-
-        *servers* has the emulator, and is empty for a real account.
-        """
+    def _measure_size(self, database: Sandbox, size_kb: int, runs: Runs) -> None:
+        """Publish lists of a size to a temporary database, and measure all levels (settings of RU/s) with a service."""
         self.display.start(f"publishing {LISTS:,} lists of {size_kb} KB")
         highest_throughput = self._throughput(self.sweep.levels[-1])
         lists = SizedLists(size_kb, LISTS, highest_throughput.initial_partitions)
@@ -168,12 +164,12 @@ class _SweepMeasurement:
         ]
 
         self.display.start("starting a service")
-        # Service and emulator get a higher priority, or other processes make the service miss its deadline of 50 ms.
+        # It gets a higher priority, or other processes make it miss its deadline of 50 ms.
         with (
             process.service_serving(
                 database.url, USER_PATH.format(key=users[0]), variables=database.environment
             ) as service,
-            process.before_others(service, *servers),
+            process.before_others(service),
         ):
             self._measure_levels(
                 levels_of_size,

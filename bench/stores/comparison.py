@@ -234,23 +234,17 @@ class Comparison:
     def _ms(self, name: str, figure: str) -> str:
         return rounded((self.rows[name, figure].value or 0.0) / 1000)
 
-    def _redis_plan(self) -> CapacityPlan | None:
-        """Return the plan of the Redis if a Cosmos DB was measured, too, and a size of Redis is enough; else None."""
+    def _cheaper_shared_store(self) -> str:
+        """Return which of Redis and Cosmos DB costs less, and at which rates; empty unless both were measured.
+
+        The rates depend on the size of Redis, and so on the users of the release. It is empty if no size is enough.
+        """
         candidates = [store.candidate for store in self.stores]
         redis = next((candidate for candidate in candidates if candidate.scheme in REDIS), None)
         has_cosmos = any(candidate.metered for candidate in candidates)
         if redis is None or self.rows[redis.name, COST].value is None or not has_cosmos:
-            return None
-        return _plan_of(redis, self.rate, self.prices)
-
-    def _cheaper_shared_store(self) -> str:
-        """Return which of Redis and Cosmos DB costs less, and at which rates; empty unless both were measured.
-
-        The rates depend on the size of Redis, and so on the users of the release.
-        """
-        planned = self._redis_plan()
-        if planned is None:
             return ""
+        planned = _plan_of(redis, self.rate, self.prices)
         users = f"for {format_count(planned.inputs.users, 'user')}"
         ranges = break_even(planned)
         if not ranges:

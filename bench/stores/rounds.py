@@ -32,8 +32,8 @@ from hotplate.bench.loadgen.result import P99_SAMPLES, Result, lateness
 from hotplate.bench.objective import Objective
 from hotplate.bench.options import USER_PATH, VENDOR, is_emulated, store_url
 from hotplate.bench.progress import ProgressDisplay
-from hotplate.bench.statistics import MIN_ROUNDS, in_time
-from hotplate.bench.verdict import Finding, Gravity, findings_of, no_verdict, prefixed
+from hotplate.bench.statistics import in_time
+from hotplate.bench.verdict import MIN_ROUNDS, Finding, Gravity, findings_of, no_verdict, prefixed
 from hotplate.stores.connect import COSMOS, REDIS, opened
 from hotplate.stores.manifest import Manifest
 from hotplate.stores.store import ChargeCounter
