@@ -11,8 +11,10 @@ MARK = "*"
 UNKNOWN = "Cosmos DB is emulated, not Azure's"
 
 
-def as_assumed(row: Row) -> Row:
-    """Return the row of an emulator's latency with the mark, and without an interval."""
+def as_assumed(row: Row, *, emulated: bool) -> Row:
+    """Return the row of a known latency with the mark, and without an interval, if it is an emulator's."""
+    if not emulated or row.value is None:
+        return row
     return replace(row, low=None, high=None, note=ASSUMED, mark=MARK)
 
 

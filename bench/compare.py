@@ -12,7 +12,7 @@ from hotplate.base.report import Column, Report, Row, format_value, from_json
 from hotplate.bench.errors import BenchMisused
 from hotplate.bench.figure_names import LATENESS, P50, P99, RATE
 from hotplate.bench.options import parse_seconds, parse_share
-from hotplate.bench.statistics import PERCENTS, Portions, compared, is_significant_growth
+from hotplate.bench.statistics import PERCENTS, Portions, change_of, compared, is_significant_growth
 from hotplate.bench.verdict import Finding, Gravity, concluded
 from hotplate.stores.errors import reason_of
 
@@ -178,7 +178,8 @@ def _judge(before: Row, after: Row, ratio: Row, lateness_us: float) -> tuple[str
             "if answers are too few"
         )
 
-    changed = f"{name} changed by {_percent(ratio.value)} ({_percent(ratio.low)} to {_percent(ratio.high)})"
+    interval = f"{change_of(ratio.low)} to {change_of(ratio.high)}, 95 % interval by {len(ratio.without)} rounds"
+    changed = f"{name} changed by {change_of(ratio.value)} ({interval})"
     if ratio.low > 1 / (1 + MATTERS) and ratio.high < 1 + MATTERS:
         return f"No difference that matters: {changed}.", []
     if ratio.low <= 1 <= ratio.high:
@@ -191,7 +192,3 @@ def _judge(before: Row, after: Row, ratio: Row, lateness_us: float) -> tuple[str
     if (ratio.value > 1) == (name == RATE):
         return f"An improvement: {changed}.", []
     return "", [Finding(Gravity.OUTSIDE, f"a regression: {changed}")]
-
-
-def _percent(ratio: float) -> str:
-    return f"{100 * (ratio - 1):+.1f} %"

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Generic, NamedTuple, TypeVar
 
-from hotplate.base.report import Column, Report, Row
+from hotplate.base.report import Column, Report, Row, format_count
 from hotplate.bench.errors import BenchFailed
 from hotplate.bench.figure_names import POPULAR_LISTS
 from hotplate.bench.lists import CheckResult, check_answers
@@ -71,6 +71,11 @@ def report_of(kind: str, figures: Sequence[Figure[Subject]], subjects: Mapping[s
     return Report(kind=kind, sentence="", rows=tuple(rows), columns=tuple(columns))
 
 
+def left_out(count: int, total: int, noun: str) -> str:
+    """Return `1 of 6 rounds is left out`."""
+    return f"{count} of {format_count(total, noun)} {'is' if count == 1 else 'are'} left out"
+
+
 class Runs:
     """Runs of one load generator; sampled responses of each subject are kept, to be compared with a store's lists."""
 
@@ -80,15 +85,23 @@ class Runs:
         self._samples = dict[str, list[ResponseSample]]()
         self._answers = dict[str, int]()  # of which the samples were drawn
 
-    def run(self, load: Load, subject: str = "", *, shown: str = "") -> Result:
-        """Run a load, shown as a phase of this name; the result has no samples."""
+    def run(self, load: Load, subject: str = "", *, shown: str = "", kept: list[Result] | None = None) -> Result:
+        """Run a load, shown as a phase of this name, and append the result, which has no samples, to the *kept* ones.
+
+        Raises KeyboardInterrupt after a run that Ctrl-C ended.
+        """
         if shown:
             self._display.start(shown)
         result = self._worker.run(load)
         if load.samples:
             self._samples.setdefault(subject, []).extend(result.samples)
             self._answers[subject] = self._answers.get(subject, 0) + result.answers
-        return replace(result, samples=())
+        result = replace(result, samples=())
+        if kept is not None:
+            kept.append(result)
+        if result.interrupted:
+            raise KeyboardInterrupt
+        return result
 
     def check(self, store: str, subject: str = "") -> CheckResult:
         """Compare the sampled responses of a subject with the lists of the *store* at this URL."""

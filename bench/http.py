@@ -10,12 +10,12 @@ import numpy as np
 
 from hotplate.base.report import Curve, Plot, Report, Row, format_count, format_value
 from hotplate.bench.errors import BenchFailed
-from hotplate.bench.experiment import Ending, Figure, Runs, latencies, report_of, shares, until_stopped
+from hotplate.bench.experiment import Ending, Figure, Runs, latencies, left_out, report_of, shares, until_stopped
 from hotplate.bench.figure_names import AT_LEAST, HIGHEST_RATE, LATENESS, P50, P99, RATE
 from hotplate.bench.http_plan import HttpPlan
 from hotplate.bench.lists import CheckResult, popular_complaint
 from hotplate.bench.loadgen.generator import LoadWorker
-from hotplate.bench.loadgen.load import Load, send_one
+from hotplate.bench.loadgen.load import TLS, Load
 from hotplate.bench.loadgen.result import ENOUGH_SAMPLES, Result, lag_note, lag_us, latency_us
 from hotplate.bench.objective import format_bound, format_ms
 from hotplate.bench.progress import ProgressDisplay
@@ -39,13 +39,13 @@ from hotplate.bench.statistics import (
     mean,
     plots_by_round,
 )
-from hotplate.bench.verdict import BOUNDS, Finding, Gravity, concluded, findings_of, prefixed
+from hotplate.bench.verdict import BOUNDS, Finding, Gravity, concluded, findings_of, how_sure, prefixed
 from hotplate.stores.urls import redacted
 
 PARALLEL = 20  # as from Stream Analytics
 FEWER = 4  # after refused batches
 REFUSED = (429, 503)
-KEY_REFUSED = (401, 403)
+KEY_REFUSED = {401, 403}
 # A sample of users, asked before anything is measured: half a second, and more than half of the lists are popular ones.
 SAMPLE_RATE = 100.0
 SAMPLE_S = 0.5
@@ -67,29 +67,42 @@ SPECTRUM_TICKS = {2.0: "p50", 10.0: "p90", 100.0: "p99", 1_000.0: "p99.9", 10_00
 def measure(plan: HttpPlan, display: ProgressDisplay) -> Report:
     """Measure a service over HTTP as planned, and report it; Ctrl-C ends it with a report of the runs until then.
 
-    A first short run only shows whether the requested users have lists; if most get the popular one instead, nothing
-    more is measured. Raises BenchFailed if the service does not answer, or refuses the API key, and KeyboardInterrupt
-    before the first run.
+    A first short run only shows whether the service answers, and the requested users have lists; if most get the
+    popular one instead, nothing more is measured. Raises BenchFailed if the service does not answer, or refuses the API
+    key, and KeyboardInterrupt before the first run.
     """
-    load = plan.load
-    response = send_one(load.url, next(load.rendered()).data, load.timeout_s)
-    if response.status in KEY_REFUSED:
-        raise BenchFailed(
-            f"{redacted(load.url)} answers {response.status}, so nothing was measured; give a key that may read, as "
-            "--header X-API-Key:KEY (`hotplate keys create` makes one)"
-        )
-
     with LoadWorker() as worker:
-        if plan.keys is not None:
-            sample = worker.run(replace(load, rate=SAMPLE_RATE, duration_s=SAMPLE_S, samples=0))
-            if sample.interrupted:
-                raise KeyboardInterrupt
-            if popular_complaint([sample], max(plan.allowed_popular, SAMPLE_POPULAR)):
-                unmeasured = Report(kind="http", sentence="", configuration=plan.options.to_json())
-                return concluded(unmeasured, plan.popular_lists([sample]))
-        measurement = _HttpMeasurement(plan, Runs(worker, display), display)
+        runs = Runs(worker, display)
+        sample = runs.run(replace(plan.load, rate=SAMPLE_RATE, duration_s=SAMPLE_S, samples=0))
+        _require_answers(sample)
+        if popular_complaint([sample], max(plan.allowed_popular, SAMPLE_POPULAR)):
+            unmeasured = Report(kind="http", sentence="", configuration=plan.options.to_json())
+            return concluded(unmeasured, plan.popular_lists([sample]))
+        measurement = _HttpMeasurement(plan, runs, display)
         ending = until_stopped(measurement.run, measurement)
     return measurement.report(ending)
+
+
+def _require_answers(sample: Result) -> None:
+    """Raise BenchFailed if a service answered no request of a sample, or refused the API key of all."""
+    url = redacted(sample.url)
+    if sample.statuses.keys() - KEY_REFUSED:
+        return
+    for status in sample.statuses:
+        raise BenchFailed(
+            f"{url} answers {status}, so nothing was measured; give a key that may read, as --header X-API-Key:KEY "
+            "(`hotplate keys create` makes one)"
+        )
+
+    kind = max(sample.errors, key=sample.errors.__getitem__, default="timeout")
+    if kind == "malformed":
+        raise BenchFailed(
+            f"{url} answers, but not as HTTP/1.1 with Content-Length or chunks: a 1xx response, and a body that ends "
+            "with the connection, are not read"
+        )
+    if kind.startswith(TLS):
+        raise BenchFailed(f"{url} has no valid {kind}")
+    raise BenchFailed(f"nothing answers at {url} ({kind}); is the service running?")
 
 
 class _HttpMeasurement:
@@ -110,14 +123,12 @@ class _HttpMeasurement:
         """Make a warm-up, then a trial for each size of batches, or else rounds at one rate.
 
         With `--find-max` the rate is the highest inside the objective, and no round is made if there is none. Raises
-        KeyboardInterrupt after a run that Ctrl-C ended, which is kept.
+        KeyboardInterrupt after a run that Ctrl-C ended, of which only a round is kept.
         """
         plan = self._plan
         load = plan.load
         if plan.warmup_s:
-            warmup = self._runs.run(replace(load, duration_s=plan.warmup_s, samples=0), shown="warm-up")
-            if warmup.interrupted:
-                raise KeyboardInterrupt
+            self._runs.run(replace(load, duration_s=plan.warmup_s, samples=0), shown="warm-up")
         if plan.batches:
             self._sweep_batches()
         elif plan.options.find_max:
@@ -128,7 +139,7 @@ class _HttpMeasurement:
     def _search(self) -> None:
         """Search for the highest rate, and make rounds at it; if they refute it, make them at lower ones.
 
-        No round is made if there is no rate inside. Raises KeyboardInterrupt as `run`.
+        No round is made if there is no rate inside.
         """
         load = self._plan.load
         repeat = self._plan.options.repeat
@@ -136,8 +147,6 @@ class _HttpMeasurement:
         self._display.say(f"about {about_s:.0f} s: some {USUAL_RUNS} trials of {load.duration_s:g} s, then the rounds")
         for trial in search(self._attempt, load.rate or 1.0):
             self._trials.append(trial)
-            if trial.is_stopped:
-                raise KeyboardInterrupt
         best = highest(self._trials)
         if best is not None:
             self._confirm(best.offered)
@@ -160,10 +169,7 @@ class _HttpMeasurement:
     def _run_rounds(self, load: Load) -> None:
         repeat = self._plan.options.repeat
         for number in range(1, repeat + 1):
-            result = self._runs.run(load, shown=f"round {number} of {repeat}")
-            self._rounds.append(result)
-            if result.interrupted:
-                raise KeyboardInterrupt
+            self._runs.run(load, shown=f"round {number} of {repeat}", kept=self._rounds)
 
     def report(self, ending: Ending) -> Report:
         store = self._plan.options.store
@@ -183,7 +189,7 @@ class _HttpMeasurement:
         """Request batches of each planned size for as long as a round, at full speed, and append a trial for each size.
 
         Batches are in flight at the same time, fewer from then on if the service refuses some. A trial is broken by
-        errors, or by popular lists instead of the users' own. Raises KeyboardInterrupt after a run that Ctrl-C ended.
+        errors, or by popular lists instead of the users' own.
         """
         plan = self._plan
         parallel = min(PARALLEL, plan.load.connections)
@@ -192,8 +198,6 @@ class _HttpMeasurement:
             result = self._run_batches(posts.batch, load)
             parallel = result.connections
             self._trials.append(self._judged(posts.batch, result))
-            if result.interrupted:
-                raise KeyboardInterrupt
 
     def _run_batches(self, size: int, load: Load) -> Result:
         """Run *load* with fewer batches at a time until the service refuses hardly any; return the last result.
@@ -204,7 +208,7 @@ class _HttpMeasurement:
             result = self._runs.run(load, shown=f"batch {size:,}, {load.connections} at a time")
             refused = sum(result.statuses.get(status, 0) for status in REFUSED)
             are_accepted = refused <= self._plan.objective.errors * result.due
-            if load.connections == 1 or result.interrupted or are_accepted:
+            if load.connections == 1 or are_accepted:
                 return result
             load = replace(load, connections=max(1, load.connections // FEWER))
 
@@ -359,7 +363,7 @@ def report(runs: HttpRuns) -> Report:
     If too many answers were the popular list, and not the users' own, latencies and rates say nothing: only shares are
     left. The figures follow a finding unless nothing is known.
     """
-    measured, figures = _report_batches(runs) if runs.plan.batches else _report_rounds(runs)
+    measured, figures, certainty = _report_batches(runs) if runs.plan.batches else _report_rounds(runs)
     gravities = {finding.gravity for finding in runs.findings}
     if Gravity.POPULAR in gravities:
         measured = replace(measured, rows=tuple(row for row in measured.rows if row.unit == "share"), plots=())
@@ -369,16 +373,21 @@ def report(runs: HttpRuns) -> Report:
     complete = replace(measured, interrupted=runs.interrupted, configuration=runs.plan.options.to_json())
     if gravities & NOTHING_KNOWN:
         figures = ""
-    return concluded(complete, runs.findings, measured.sentence, figures=figures, answered=BOUNDS)
+    return concluded(complete, runs.findings, measured.sentence, figures=figures, answered=BOUNDS, certainty=certainty)
 
 
-def _report_rounds(runs: HttpRuns) -> tuple[Report, str]:
-    """Report rounds at one rate or, without rounds, the search for it; and the figures in a sentence."""
+def _report_rounds(runs: HttpRuns) -> tuple[Report, str, str]:
+    """Report rounds at one rate or, without rounds, the search for it; and sentences with figures and intervals."""
     subject = redacted(runs.plan.load.url)
     measured = report_of("http", FIGURES, {subject: runs} if runs.rounds else {})
-    figures = _figures(runs, {row.figure: row for row in measured.rows}) if runs.rounds else ""
-    rounds = f"{format_value(len(runs.rounds), 'rounds')} of {runs.plan.options.duration}"
-    method = f"{rounds}, {OPEN_LOOP}; at most {runs.plan.load.connections} in flight"
+    rounds = format_count(len(runs.rounds), "round")
+    figures = ""
+    certainty = ""
+    if runs.rounds:
+        rows = {row.figure: row for row in measured.rows}
+        figures = _figures(runs, rows)
+        certainty = how_sure({name: rows[name] for name in runs.plan.objective.latency_us or (P99,)}, rounds)
+    method = f"{rounds} of {runs.plan.options.duration}, {OPEN_LOOP}; at most {runs.plan.load.connections} in flight"
     measured = replace(
         measured,
         sentence=_answer(runs, figures),
@@ -387,7 +396,7 @@ def _report_rounds(runs: HttpRuns) -> tuple[Report, str]:
         notes=tuple(_notes(runs)),
         extra=_extra(runs),
     )
-    return measured, figures
+    return measured, figures, certainty
 
 
 def _answer(runs: HttpRuns, figures: str) -> str:
@@ -447,16 +456,16 @@ def _in_ms(figure: Row) -> str:
 def _notes(runs: HttpRuns) -> Iterator[str]:
     late_rounds = len(runs.rounds) - len(runs.timed)
     if late_rounds:
-        yield f"{late_rounds} of {format_count(len(runs.rounds), 'round')} are left out, as the generator was late."
+        yield f"{left_out(late_rounds, len(runs.rounds), 'round')}, as the generator was late."
     unsolicited = sum(result.unsolicited for result in runs.rounds)
     if unsolicited:
         yield f"{format_count(unsolicited, 'connection')} sent bytes that were no answer to a request, and were closed."
     seconds = sum(len(result.seconds) for result in runs.rounds)
-    left_out = seconds - sum(len(result.seconds) for result in runs.timed)
-    if left_out and not late_rounds:
+    pauses = seconds - sum(len(result.seconds) for result in runs.timed)
+    if pauses and not late_rounds:
         longest = format_value(latency_us(runs.rounds, 100), "us")
-        pauses = f"{left_out} of {format_count(seconds, 'second')} are left out of the latencies, as pauses"
-        yield f"{pauses} of the machine: the longest answer took {longest}."
+        paused = left_out(pauses, seconds, "second")
+        yield f"{paused} of the latencies, as pauses of the machine: the longest answer took {longest}."
     if runs.limit:
         yield f"The search ended because of the generator, and not of the service: {runs.limit}."
     late = lag_note(runs.timed)
@@ -525,15 +534,17 @@ def _trial_json(trial: Trial) -> dict[str, Any]:
     }
 
 
-def _report_batches(runs: HttpRuns) -> tuple[Report, str]:
-    """Report a sweep, with a trial for each size of batches; and its answer.
+def _report_batches(runs: HttpRuns) -> tuple[Report, str, str]:
+    """Report a sweep, with a trial for each size of batches; its answer, and how sure that is.
 
     The answer is the smallest size that gives 90 % of the most users/s, with its p50.
     """
     trials = runs.trials
     best = knee(trials)
     answer = "No batch was served without errors, even one at a time; see below."
+    certainty = ""
     if best is not None:
+        certainty = how_sure({P50: replace(latency([best.result], P50), unit="us")}, "1 run of each size")
         p50 = format_ms(latency_us([best.result], 50))
         figures = f"{format_value(users_per_s(best), 'users/s')}, p50 {p50}"
         answer = f"The smallest batch that gives 90 % of the most users/s is {best.offered:,.0f}: {figures}."
@@ -548,7 +559,7 @@ def _report_batches(runs: HttpRuns) -> tuple[Report, str]:
         plots=(_trials_plot(trials, "batch size", (P50, P99)),),
         extra={"rounds": [], "sweep": {"knee": best and best.offered, "points": points}},
     )
-    return measured, answer
+    return measured, answer, certainty
 
 
 def _spectrum_plot(rounds: Sequence[Result]) -> Plot:

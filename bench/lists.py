@@ -172,7 +172,7 @@ class CheckResult:
         """The result in sentences."""
         if self.failure and not self.compared:
             return []
-        fallback = f"{self.fallback} were the popular list instead"
+        fallback = f"{self.fallback} the popular list instead"
         notes = [f"{format_count(self.compared, 'list')} compared with the store's: {self.wrong} wrong, {fallback}."]
         if self.drawn:
             notes.append(self._coverage)

@@ -53,18 +53,13 @@ class Trial:
         """Whether only the generator is to blame."""
         return not self.is_inside and not self.broken
 
-    @property
-    def is_stopped(self) -> bool:
-        """Whether the user interrupted the run."""
-        return self.result.interrupted
-
 
 def search(attempt: Callable[[float], Trial], start: float, precision: float = PRECISION) -> Iterator[Trial]:
     """Search for the highest rate (requests/s) inside the objective; yield all trials, at most MOST_RUNS.
 
     The rate doubles from *start* until a rate is outside, then the interval between inside and outside is halved
     until its ends differ by less than *precision*, as a share. *attempt* makes a trial at a rate. A rate is inside if
-    most of its trials are; a broken or an unclear one is repeated. Ctrl-C ends the search.
+    most of its trials are; a broken or an unclear one is repeated.
     """
     trials = list[Trial]()
     low = 0.0  # the highest rate inside
@@ -76,8 +71,6 @@ def search(attempt: Callable[[float], Trial], start: float, precision: float = P
         while not at_rate or (_is_open(at_rate) and len(trials) < MOST_RUNS):
             trial = attempt(rate)
             yield trial
-            if trial.is_stopped:
-                return
             at_rate.append(trial)
             trials.append(trial)
 
@@ -108,7 +101,7 @@ def highest(trials: Sequence[Trial]) -> Trial | None:
 
 
 def first_outside(trials: Sequence[Trial], above: float = 0.0) -> Trial | None:
-    """Return a trial at the lowest outside rate *above* another one; None if the search was stopped before it.
+    """Return a trial at the lowest outside rate *above* another one; None without one.
 
     It is a broken one, and unclear only if all are.
     """
@@ -118,11 +111,10 @@ def first_outside(trials: Sequence[Trial], above: float = 0.0) -> Trial | None:
 
 
 def _by_rate(trials: Sequence[Trial]) -> dict[float, list[Trial]]:
-    """Return the complete trials at each rate."""
+    """Return the trials at each rate."""
     groups = dict[float, list[Trial]]()
     for trial in trials:
-        if not trial.is_stopped:
-            groups.setdefault(trial.offered, []).append(trial)
+        groups.setdefault(trial.offered, []).append(trial)
     return groups
 
 

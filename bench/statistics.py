@@ -17,23 +17,20 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import bdtrc, stdtrit
 
-from hotplate.base.intervals import Z
+from hotplate.base.intervals import share_interval
 from hotplate.base.report import Curve, Plot, Row, rounded
 from hotplate.bench.figure_names import P50, P99, P99_9
 from hotplate.bench.loadgen.result import ENOUGH_SAMPLES, Result, Seconds, lateness, percentile_us
+from hotplate.bench.verdict import MIN_ROUNDS, TOO_FEW_ROUNDS, span
 
 PERCENTS: Mapping[str, float] = {P50: 50, "p90": 90, P99: 99, P99_9: 99.9, "p99.99": 99.99, "max": 100}
 PERCENTILES = (P50, P99, P99_9)
 ERRORS = "errors"
-MIN_ROUNDS = 5
-TOO_FEW_ROUNDS = f"fewer than {MIN_ROUNDS} rounds"
 TOO_FEW_ANSWERS = f"fewer than {ENOUGH_SAMPLES} answers beyond it"
 TAIL = 0.025
 # Where rounds differ, the slowest ones decide a high percentile, and few rounds contain few of them: the jackknife's
 # upper end alone is too low in 11 to 13 of 100 series with deviations of 40 % between rounds.
 UNSEEN = 1.35
-# Wider intervals say nothing.
-WIDEST = 100.0
 MOST_LOG = 700.0  # math.exp overflows above 709
 # Lag-1 autocorrelations to average over. The prior suits paired rounds, of 0.0 to 0.3: with a uniform one, an interval
 # of 14 rounds misses 1 to 3 % instead of 5 %, and finds half as many differences.
@@ -106,14 +103,11 @@ def _percentiles_without_each(parts: Sequence[Seconds], percent: float) -> Itera
 def _binomial_interval(rounds: Sequence[Seconds], percent: float, answers: int) -> tuple[float, float]:
     """Return the 95 % interval of a percentile (0 to 100) of independent latencies, in µs.
 
-    The share of latencies below a percentile varies as a binomial share, here by its normal approximation. With few
-    answers beyond the percentile, such as ten, this is wider than the differences between rounds show.
+    The share of latencies below a percentile varies as a binomial share. With few answers beyond the percentile, such
+    as ten, this is wider than the differences between rounds show.
     """
-    below = percent / 100
-    deviation = Z * math.sqrt(below * (1 - below) / answers)
-    low_us = percentile_us(rounds, 100 * max(0.0, below - deviation))
-    high_us = percentile_us(rounds, 100 * min(1.0, below + deviation))
-    return low_us, high_us
+    low, high = share_interval(percent / 100, answers)
+    return percentile_us(rounds, 100 * low), percentile_us(rounds, 100 * min(1.0, high))
 
 
 def _jackknife_interval(value: float, without: Sequence[float]) -> tuple[float, float]:
@@ -136,28 +130,17 @@ def _jackknife_interval(value: float, without: Sequence[float]) -> tuple[float, 
 
 
 def share(parts: Sequence[int], wholes: Sequence[int]) -> Row:
-    """Return the sum of *parts* divided by that of *wholes*, both by round, with its 95 % interval.
+    """Return the sum of *parts* divided by that of *wholes*, both by round, with the 95 % interval of their mean.
 
     The value is None if all wholes are 0; the interval is None with fewer than five rounds.
     """
-    whole = sum(wholes)
-    if not whole:
+    if not any(wholes):
         return Row(note="there were none")
-
-    value = sum(parts) / whole
-    values = tuple(part / total for part, total in zip(parts, wholes, strict=True) if total)
-    if len(wholes) < MIN_ROUNDS:
-        return Row(value=value, values=values)
-
-    low, high = interval(_share_deviations(parts, wholes))
-    return Row(value=value, values=values, low=max(0.0, value + low), high=min(1.0, value + high))
-
-
-def _share_deviations(parts: Sequence[int], wholes: Sequence[int]) -> Floats:
-    """Return a deviation for each round, whose mean varies as the share of all rounds does: the delta method."""
-    whole = sum(wholes)
-    value = sum(parts) / whole
-    return (np.asarray(parts) - value * np.asarray(wholes)) * len(wholes) / whole
+    row = mean([part / whole for part, whole in zip(parts, wholes, strict=True) if whole])
+    value = sum(parts) / sum(wholes)
+    if row.low is None or row.high is None:
+        return Row(value=value, values=row.values)
+    return Row(value=value, values=row.values, low=max(0.0, row.low), high=min(1.0, row.high))
 
 
 class Portions(NamedTuple):
@@ -167,9 +150,14 @@ class Portions(NamedTuple):
     wholes: Sequence[int]
 
     @property
+    def shares(self) -> Floats:
+        """By round."""
+        return np.divide(self.parts, self.wholes)
+
+    @property
     def share(self) -> float:
-        """The sum of the parts divided by that of the wholes, or 0 without any."""
-        return sum(self.parts) / sum(self.wholes) if any(self.wholes) else 0.0
+        """The sum of the parts divided by that of the wholes."""
+        return sum(self.parts) / sum(self.wholes)
 
 
 def is_significant_growth(first: Portions, second: Portions) -> bool:
@@ -178,20 +166,15 @@ def is_significant_growth(first: Portions, second: Portions) -> bool:
     It must exceed what independent events explain. With as many rounds in both, at least five, it must also exceed the
     differences between rounds of the same number, so that a burst of events in one of them proves nothing.
     """
-    if second.share <= first.share or not any(first.wholes):
-        return False
-
     # If the shares were equal, each event would be in the second ones by the share of these in all wholes.
     events_after = sum(second.parts)
     events = sum(first.parts) + events_after
     chance = sum(second.wholes) / (sum(first.wholes) + sum(second.wholes))
-    if bdtrc(events_after - 1, events, chance) > TAIL:
-        return False
-
-    if len(first.wholes) != len(second.wholes) or len(first.wholes) < MIN_ROUNDS:
-        return True
-    low, _ = interval(_share_deviations(*second) - _share_deviations(*first))
-    return second.share - first.share + low > 0
+    is_chance = bdtrc(events_after - 1, events, chance) > TAIL
+    if is_chance or len(first.wholes) != len(second.wholes) or len(first.wholes) < MIN_ROUNDS:
+        return not is_chance
+    low, _ = interval(second.shares - first.shares)
+    return low > 0
 
 
 def in_time(rounds: Sequence[Sequence[Result]]) -> list[int]:
@@ -269,6 +252,11 @@ def compared(first: Row, second: Row) -> Row:
     return Row(value=value, low=low, high=high, without=without)
 
 
+def change_of(ratio: float) -> str:
+    """Return the change to a ratio of 1, as `+2.5 %`."""
+    return f"{100 * (ratio - 1):+.1f} %"
+
+
 def is_proven(ratio: Row) -> bool:
     """Return whether the interval of a ratio to the least figure excludes equality."""
     return ratio.low is not None and ratio.low > 1
@@ -276,12 +264,7 @@ def is_proven(ratio: Row) -> bool:
 
 def describe_ratio(ratio: Row) -> str:
     """Return a subject and its ratio to the least figure with its interval, as `Redis 1.4 times (1.3 to 1.6)`."""
-    times = f"{ratio.subject} {rounded(ratio.value or 0.0)} times"
-    if ratio.low is None or ratio.high is None:
-        return f"{times} ({ratio.note})"
-    if ratio.high > WIDEST * ratio.low:
-        return f"{times} (the rounds differ too much for an interval)"
-    return f"{times} ({rounded(ratio.low)} to {rounded(ratio.high)})"
+    return f"{ratio.subject} {rounded(ratio.value or 0.0)} times ({span(ratio, rounded)})"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,14 +1,19 @@
 """The verdict of an experiment: its findings by gravity, and the first sentence, which is made of all of them."""
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from enum import IntEnum
+from functools import partial
 from typing import NamedTuple
 
-from hotplate.base.report import Report
+from hotplate.base.report import Report, Row, format_value
 from hotplate.bench.process import describe
 
 NOTHING_MEASURED = "Nothing was measured."
+MIN_ROUNDS = 5
+TOO_FEW_ROUNDS = f"fewer than {MIN_ROUNDS} rounds"
+# Wider intervals say nothing.
+WIDEST = 100.0
 NOT_LISTS = "The users' own lists were not measured, but the popular list."
 # Before figures that are exact if Azure's documented charges are.
 EMULATED_CHARGES = "by an emulator of Azure's charges: "
@@ -67,23 +72,50 @@ def concluded(
     *,
     figures: str = "",
     answered: Collection[Gravity] = (),
+    certainty: str = "",
 ) -> Report:
-    """Return *report* with its findings, the machine, and its first sentence, which begins with the gravest of them.
+    """Return *report* with its findings, the machine, and its first sentences, which begin with the gravest of them.
 
-    answer    the sentence without findings, or with those that it states itself, of the kinds *answered*
-    figures   what was measured, without a verdict, which follows a finding
+    answer     the sentence without findings, or with those that it states itself, of the kinds *answered*
+    figures    what was measured, without a verdict, which follows a finding
+    certainty  how sure the answer and the figures are, which ends them
     """
     by_gravity = sorted(findings, key=lambda finding: finding.gravity)
-    sentence = answer
+    lead = ""
+    measured = answer
     if any(finding.gravity not in answered for finding in by_gravity):
-        sentence = f"{_lead(by_gravity)} {figures}".rstrip()
+        lead = _lead(by_gravity)
+        measured = figures
+    sentences = [lead, measured, certainty if measured else ""]
     return replace(
         report,
-        sentence=sentence,
+        sentence=" ".join(filter(None, sentences)),
         machine=describe(),
         broken=tuple(finding.text for finding in by_gravity if finding.gravity not in FAILURES),
         failures=tuple(finding.text for finding in by_gravity if finding.gravity in FAILURES),
     )
+
+
+def how_sure(figures: Mapping[str, Row], measured: str) -> str:
+    """Return the 95 % intervals of the known *figures* that decide, by their names, or why they have none.
+
+    Computed and assumed figures are explained by their marks. *measured* says by what, such as `14 rounds`.
+    """
+    intervals = [
+        f"{name} {span(row, partial(format_value, unit=row.unit))}"
+        for name, row in figures.items()
+        if row.value is not None and not (row.mark and row.low is None)
+    ]
+    return f"95 % interval by {measured}: {', '.join(intervals)}." if intervals else ""
+
+
+def span(figure: Row, shown: Callable[[float], str]) -> str:
+    """Return the interval of a figure, as `1.3 to 1.6`, or why it has none."""
+    if figure.low is None or figure.high is None:
+        return figure.note or TOO_FEW_ROUNDS
+    if figure.high > WIDEST * figure.low:
+        return "the rounds differ too much for an interval"
+    return f"{shown(figure.low)} to {shown(figure.high)}"
 
 
 def _lead(findings: Sequence[Finding]) -> str:

@@ -4,14 +4,13 @@ HOTPLATE_BENCH_USERS is the number of users (100,000).
 """
 
 import asyncio
-import json
 import os
 import random
 import re
 import shutil
 import subprocess
-import sys
 import tempfile
+import urllib.request
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -30,7 +29,6 @@ from hotplate.bench.process import (
     RedisServer,
     Server,
     emulator_serving,
-    environment,
     free_port,
     on_core,
     read_samples,
@@ -41,16 +39,16 @@ from hotplate.bench.process import (
 from hotplate.bench.stores.rounds import PATIENCE_S
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.connect import run_on
-from tools.bare import COPIED, ROUTE, fetch
 
 # pytest-benchmark publishes no types.
 Benchmark: TypeAlias = Any
 LIST_LENGTH = 20
+ROUTE = "/v1/recommendations/"
+FIRST_USER = f"{0:08d}"
 TIMES = "\N{MULTIPLICATION SIGN}"
 COUNT = 1_000  # reads of one round
 PLENTY_RU = 1_000_000  # the emulator must not throttle
 COSMOS_USERS = 2_000
-HOTPLATE = (sys.executable, "-m", "hotplate")
 LUA_MODULES = Path("/usr/share/lua/5.1")
 WRK_CONNECTIONS = 64
 WRK_SECONDS = 2
@@ -168,7 +166,7 @@ def service_of(store: str, *options: str) -> AbstractContextManager[Server]:
 
     The service waits long for a read: a slow one counts as slow, and is not answered by the popular list.
     """
-    return service_serving(store, ROUTE + COPIED[0], ("--budget", f"{PATIENCE_S:g}", *options))
+    return service_serving(store, ROUTE + FIRST_USER, ("--budget", f"{PATIENCE_S:g}", *options))
 
 
 @contextmanager
@@ -261,34 +259,12 @@ def _nginx(location: str, path: str, *, main: str = "", http: str = "") -> Itera
             yield server
 
 
-@contextmanager
-def webdis_of(redis: RedisServer) -> Iterator[Server]:
-    """Run webdis, an HTTP server in front of *redis*, with one thread until the block ends."""
-    port = free_port()
-    with tempfile.TemporaryDirectory() as folder:
-        settings = {
-            "redis_host": "127.0.0.1",
-            "redis_port": redis.port,
-            "http_host": "127.0.0.1",
-            "http_port": port,
-            "threads": 1,
-            "daemonize": False,
-            "verbosity": 0,
-            "logfile": f"{folder}/webdis.log",
-        }
-        configuration = Path(folder) / "webdis.json"
-        configuration.write_text(json.dumps(settings))
-        with serving([executable("webdis"), str(configuration)], port, "/PING") as server:
-            yield server
-
-
-@contextmanager
-def aiohttp_of(like: Server) -> Iterator[Server]:
-    """Run a bare aiohttp route with copies of a service's responses."""
-    port = free_port()
-    command = [sys.executable, "-m", "tools.bare", "aiohttp", str(port), like.url]
-    with serving(command, port, ROUTE + COPIED[0]) as server:
-        yield server
+def fetch(url: str) -> tuple[bytes, dict[str, str]]:
+    """Return a response's body and the application's headers."""
+    automatic = {"connection", "content-length", "date", "keep-alive", "server"}
+    with urllib.request.urlopen(url) as response:  # noqa: S310 -- http on loopback
+        headers = {name: value for name, value in response.getheaders() if name.lower() not in automatic}
+        return response.read(), headers
 
 
 def must_be_alike(url: str, other: str) -> None:
@@ -365,34 +341,3 @@ def lookups(server: Server) -> Counter[str]:
             if sample.name == "hotplate_lookups_total":
                 counts[sample.labels["source"]] += round(sample.value)
     return counts
-
-
-# A child's peak memory starts at its parent's.
-STARTER = """\
-import json, os, sys
-process = os.posix_spawnp(sys.argv[1], sys.argv[1:], os.environ, file_actions=[(os.POSIX_SPAWN_DUP2, 2, 1)])
-_, status, usage = os.wait4(process, 0)
-print(json.dumps([usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1e3]))
-sys.exit(abs(os.waitstatus_to_exitcode(status)))
-"""
-
-
-class CommandUsage(NamedTuple):
-    """CPU time of a command and its children, and its peak memory."""
-
-    cpu_s: float
-    memory_mb: float
-
-
-def run_command(*command: str) -> CommandUsage:
-    """Run a command to its end. Raises RuntimeError if it fails."""
-    ended = subprocess.run(  # noqa: S603 -- our own commands
-        [sys.executable, "-c", STARTER, *command],
-        env=environment() | {"OMP_WAIT_POLICY": "passive"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if ended.returncode:
-        raise RuntimeError(f"{' '.join(command)} ended with {ended.returncode}: {ended.stderr[-2000:]}")
-    return CommandUsage(*json.loads(ended.stdout))

@@ -1,6 +1,6 @@
 """`make figures`: keeps results without names of hosts and paths, and writes the docs' tables and the README's outputs.
 
-Arguments are files of `make bench` (the latest RUNS are kept), and a JSON report each of `bench stores` and `bench ru`.
+Arguments are a file of `make bench`, and a JSON report each of `bench stores` and `bench ru`.
 """
 
 import argparse
@@ -30,8 +30,7 @@ FOLDER = ROOT / "tools" / "figures"
 README = ROOT / "README.md"
 PAGE = ROOT / "docs" / "measuring.md"
 VERB = "figures"
-# Runs of a published median.
-RUNS = 3
+RUN = "run"
 MACHINE = ("cpu", "cores", "python", "date", "commit")
 REPORTS = ("stores", "ru")
 CPU_TIMER = "process_time"
@@ -50,7 +49,7 @@ def read(file: Path) -> Report:
 
 
 def _run_report(facts: Mapping[str, Any]) -> Report:
-    """Return the results of a run of pytest-benchmark, named by its time, as `run-2026-11-05-0600`.
+    """Return the results of a run of pytest-benchmark as a report.
 
     A row has a figure of a subject, such as "a GET", by its label, with the value of each round; its note is the group
     of the benchmark.
@@ -64,17 +63,15 @@ def _run_report(facts: Mapping[str, Any]) -> Report:
             subject = subject if named == SAME else named
             rows.append(Row(subject, label, unit, median(values), tuple(values), note=benchmark["group"]))
 
-    date = str(facts["datetime"])
     cpu = facts["machine_info"].get("cpu", {})
     machine = {
         "cpu": cpu.get("brand_raw"),
         "cores": cpu.get("count"),
         "python": facts["machine_info"]["python_version"],
-        "date": date,
+        "date": str(facts["datetime"]),
         "commit": facts["commit_info"].get("id"),
     }
-    minute = date[:16].replace(":", "").replace("T", "-")
-    return Report(kind=f"run-{minute}", sentence="", rows=tuple(rows), machine=machine)
+    return Report(kind=RUN, sentence="", rows=tuple(rows), machine=machine)
 
 
 def _figures_of(benchmark: Mapping[str, Any]) -> Iterator[tuple[str, str, list[float]]]:
@@ -88,7 +85,7 @@ def _figures_of(benchmark: Mapping[str, Any]) -> Iterator[tuple[str, str, list[f
 def keep(files: Iterable[Path], folder: Path) -> None:
     """Copy JSON files of benchmark results and reports to *folder*, without names of hosts and users.
 
-    A report replaces that of its kind, as `stores.json`. Of results of pytest-benchmark, the latest RUNS are kept.
+    It replaces the one of its kind, as `stores.json`, and the last of several runs counts.
     """
     folder.mkdir(exist_ok=True)
     for file in files:
@@ -96,39 +93,13 @@ def keep(files: Iterable[Path], folder: Path) -> None:
         text = json.dumps(to_json(report), indent=1, ensure_ascii=False)
         (folder / f"{report.kind}.json").write_text(f"{text}\n")
 
-    for old in sorted(folder.glob("run-*.json"))[:-RUNS]:
-        old.unlink()
-
-
-def benchmarks(folder: Path) -> list[Row]:
-    """Return the figures of the runs in *folder*, with a median over the runs that have it, and the values of these.
-
-    The values of a figure that one run has are those of its rounds. Runs on another CPU than the last one are left out:
-    figures of different CPUs have no common median.
-    """
-    runs = [read(file) for file in sorted(folder.glob("run-*.json"))]
-    rows = dict[tuple[str, str], list[Row]]()
-    for run in runs:
-        if run.machine["cpu"] == runs[-1].machine["cpu"]:
-            for row in run.rows:
-                rows.setdefault((row.subject, row.figure), []).append(row)
-
-    pooled = list[Row]()
-    for measured in rows.values():
-        first = measured[0]
-        values = first.values
-        if len(measured) > 1:
-            values = tuple(row.value or 0.0 for row in measured)
-        pooled.append(replace(first, value=median(values), values=values))
-    return pooled
-
 
 def _described(row: Row) -> str:
     """Return a figure's median, with the range if values differ."""
     low = min(row.values)
     high = max(row.values)
     span = f" ({format_value(low)} to {format_value(high)})" if low < high else ""
-    return f"{format_value(median(row.values))} {row.unit}{span}"
+    return f"{format_value(row.value or 0.0)} {row.unit}{span}"
 
 
 def printed(report: Report) -> str:
@@ -144,7 +115,7 @@ def write_tables(folder: Path, readme: Path, page: Path) -> None:
     *readme* gets the comparisons with peers (other servers and libraries) and the printed reports, *page* the table of
     all other benchmarks.
     """
-    rows = benchmarks(folder)
+    rows = read(folder / f"{RUN}.json").rows
     text = readme.read_text()
     for name in REPORTS:
         file = folder / f"{name}.json"

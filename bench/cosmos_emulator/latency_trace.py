@@ -1,6 +1,6 @@
 """Latencies of a real Cosmos DB in a file: `bench stores --record` writes it, and the emulator replays it.
 
-A trace has the latencies of point reads as one machine saw them.
+A trace has the latencies of reads as clients of a service on one machine saw them.
 """
 
 import random

@@ -8,6 +8,7 @@ import math
 import os
 import random
 import signal
+import ssl
 import subprocess
 import sys
 import time
@@ -24,10 +25,11 @@ import uvloop
 
 from hotplate.base.http1 import ClientConnection, FailureKind
 from hotplate.bench.errors import BenchFailed
-from hotplate.bench.loadgen.load import OK, Load, Request, Target, decode_lists
+from hotplate.bench.loadgen.load import OK, TLS, Load, Request, Target, decode_lists
 from hotplate.bench.loadgen.result import AnsweredList, ResponseSample, Result, Second
 from hotplate.bench.process import on_core, raised_priority, stop_process
 from hotplate.stores.concurrency import end_tasks
+from hotplate.stores.errors import reason_of
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -358,10 +360,10 @@ class LoadGenerator:
         try:
             async with asyncio.timeout(self._load.timeout_s):
                 await self._open_one(lambda: ClientConnection(self))
-        except OSError:  # includes timeouts
+        except OSError as error:  # includes timeouts
             if self._waiting:
                 self._waiting.popleft()
-                self._failed("connect")
+                self._failed(f"{TLS}: {reason_of(error)}" if isinstance(error, ssl.SSLError) else "connect")
 
     async def _connect_by_tcp(self, make: Callable[[], LoadConnection]) -> None:
         target = self._target
@@ -537,10 +539,7 @@ async def make_run(channel: Channel, load: Load) -> Result:
     async def begin() -> float:
         gc.collect()
         gc.disable()  # pauses would count as latency
-        wait_s = AHEAD_S
-        if load.on_the_second:
-            wait_s += 1 - (time.time() + AHEAD_S) % 1
-        return time.monotonic() + wait_s
+        return time.monotonic() + AHEAD_S
 
     loop.add_reader(channel.fileno(), on_message)
     try:

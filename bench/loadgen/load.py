@@ -1,6 +1,5 @@
 """The load of one run: target, requests, keys, rate and duration."""
 
-import asyncio
 import itertools
 import math
 import re
@@ -15,10 +14,8 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from hotplate.base.http1 import ConnectionPool, RequestFailed, Response
-from hotplate.bench.errors import BenchFailed, BenchMisused
+from hotplate.bench.errors import BenchMisused
 from hotplate.bench.loadgen.result import AnsweredList, ResponseSample
-from hotplate.stores.errors import reason_of
 from hotplate.stores.urls import redacted
 
 KEY = "{key}"
@@ -33,6 +30,7 @@ STATUS = "status"
 CONTENT_TYPE = "content type"
 MISSING_LIST = "missing list"
 EMPTY_LIST = "empty list"
+TLS = "TLS"  # begins the kind of a failed handshake, which ends with the reason
 # Parameters of a request that allow an empty list.
 FILTERS = (b"where=", b"exclude=", b"after=")
 ROUNDING = 1e-9
@@ -302,8 +300,6 @@ class Load:
     backlog    due requests that may wait for a connection; further ones are dropped
     check      says why a response is not good
     samples    most responses that are kept, drawn at random
-
-    The run begins at once or, `on_the_second`, at the next full second of the clock, as budgets of RU/s do.
     """
 
     url: str
@@ -317,7 +313,6 @@ class Load:
     backlog: int = 10_000
     check: ResponseCheck = failure_of_lists
     samples: int = 0
-    on_the_second: bool = False
 
     def __post_init__(self) -> None:
         """Validate the URL, the header fields and the numbers. Raises BenchMisused."""
@@ -356,30 +351,3 @@ class Target:
         secure = parts.scheme == "https"
         tls = ssl.create_default_context() if secure else None
         return cls(parts.hostname or "", parts.port or (443 if secure else 80), tls)
-
-
-def send_one(url: str, request: bytes, timeout_s: float) -> Response:
-    """Send a complete HTTP *request* to the server of *url*; return its response, whatever the status.
-
-    Blocks the thread. Raises BenchFailed if no response arrives within *timeout_s*, or the server cannot be reached.
-    """
-    target = Target.of(url)
-
-    async def send() -> Response:
-        pool = ConnectionPool(target.host, target.port, size=1, tls=target.tls)
-        try:
-            return await pool.request(request, timeout_s)
-        finally:
-            await pool.close()
-
-    try:
-        return asyncio.run(send())
-    except RequestFailed as error:
-        if error.kind == "malformed":
-            raise BenchFailed(
-                f"{redacted(url)} answers, but not as HTTP/1.1 with Content-Length or chunks: a 1xx response, and a "
-                "body that ends with the connection, are not read"
-            ) from error
-        if target.tls and isinstance(error.__cause__, ssl.SSLError):
-            raise BenchFailed(f"{redacted(url)} has no valid TLS: {reason_of(error.__cause__)}") from error
-        raise BenchFailed(f"nothing answers at {redacted(url)} ({error.kind}); is the service running?") from error

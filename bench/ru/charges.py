@@ -14,7 +14,7 @@ from azure.cosmos import ContainerProxy
 from azure.cosmos.exceptions import CosmosResourceNotFoundError
 from azure.cosmos.http_constants import HttpHeaders
 
-from hotplate.base.report import Report
+from hotplate.base.report import Column, Report, Row
 from hotplate.bench.errors import BenchFailed
 from hotplate.bench.experiment import Figure, report_of
 from hotplate.bench.options import is_emulated
@@ -22,6 +22,7 @@ from hotplate.bench.planner.prices import Prices
 from hotplate.bench.process import describe
 from hotplate.bench.ru.run import database_cost, parse_sizes
 from hotplate.bench.ru.sandbox import keyed_address, sandbox
+from hotplate.bench.statistics import change_of
 from hotplate.stores.cosmos.charges import KB, SYSTEM_BYTES, Charges
 from hotplate.stores.cosmos.url import MANUAL_MIN
 from hotplate.stores.urls import redacted
@@ -30,21 +31,29 @@ SIZES_KB = (1, 2, 4, 8, 16, 32, 64)
 # The median counts.
 TIMES = 3
 CONTAINER = "items"
+DEVIATION = "deviation"
 
 
 class Charge(NamedTuple):
-    """Median charge of an operation, and ours."""
+    """Median charge of an operation, ours, and the difference between the highest and the lowest measured one."""
 
     operation: str
     size_kb: int
     measured_ru: float
     ours_ru: float
+    spread_ru: float = 0.0
+
+    @property
+    def deviation(self) -> Row:
+        """The relative difference to ours."""
+        ratio = self.measured_ru / self.ours_ru
+        return Row(value=ratio - 1, note=change_of(ratio))
 
 
 FIGURES: Sequence[Figure[Charge]] = (
     Figure("charge", "RU", lambda charge: charge.measured_ru, "RU", digits=4),
     Figure("charge by our coefficients", "RU", lambda charge: charge.ours_ru, "by our\ncoefficients", digits=4),
-    Figure("deviation", "share", lambda charge: charge.measured_ru / charge.ours_ru - 1, "off by\n%", "%"),
+    Figure(DEVIATION, "share", lambda charge: charge.deviation),
 )
 
 
@@ -118,9 +127,12 @@ class MeasuredCharges:
     def report(self) -> Report:
         """Return the charges of each operation and size, beside those by our coefficients."""
         measured = report_of("charges", FIGURES, {f"{row.operation}, {row.size_kb} KB": row for row in self.by_size})
+        spread_ru = max(charge.spread_ru for charge in self.by_size)
+        certainty = f"medians of {TIMES}, which differ by at most {spread_ru:g} RU"
         return replace(
             measured,
-            sentence=f"Measured on {self.subject}, {self.when}: medians of {TIMES}.",
+            sentence=f"Measured on {self.subject}, {self.when}: {certainty}.",
+            columns=(*measured.columns, Column(DEVIATION, "off by", noted=True)),
             notes=tuple(f"{name}: {ru:g}" for name, ru in self.small.items()),
             machine=describe(),
             extra={
@@ -172,7 +184,8 @@ def _by_size(container: ContainerProxy, ours: Charges, size_kb: int) -> Iterator
             measured_ru[operation].append(_charge_of(request))
 
     for operation, charges_ru in measured_ru.items():
-        yield Charge(operation, size_kb, median(charges_ru), ours_ru[operation])
+        spread_ru = round(max(charges_ru) - min(charges_ru), 2)
+        yield Charge(operation, size_kb, median(charges_ru), ours_ru[operation], spread_ru)
 
 
 def _requests(container: ContainerProxy, body: dict[str, Any]) -> Mapping[str, Callable[..., object]]:

@@ -18,8 +18,8 @@ from hotplate.bench.loadgen.result import P99_SAMPLES, ResponseSample, Result, l
 from hotplate.bench.options import MAX_POPULAR, SweepOptions, is_emulated
 from hotplate.bench.planner.prices import HOURS_A_MONTH, Prices
 from hotplate.bench.search import TRIES, Trial
-from hotplate.bench.statistics import latency
-from hotplate.bench.verdict import EMULATED_CHARGES, Finding, Gravity, concluded, findings_of
+from hotplate.bench.statistics import latency, mean
+from hotplate.bench.verdict import EMULATED_CHARGES, Finding, Gravity, concluded, findings_of, how_sure
 from hotplate.stores.cosmos.url import AUTOSCALE_MIN, Throughput
 from hotplate.stores.options import BUDGET_S
 from hotplate.stores.urls import redacted
@@ -43,7 +43,6 @@ BURST = 1.03
 REACHED = 0.93
 # Share of due requests that the load generator must send to have kept up.
 SENT_BOUND = 0.99
-INTERRUPTED = "it was interrupted"
 COMPUTED = "computed"
 COMPUTED_MARK = "="
 AT_LEAST_MARK = "+"
@@ -138,13 +137,16 @@ class Level:
     size_kb     size of the lists that are read
     charge_ru   request units of one read
     publish_ru  request units of one published list
+    overload    the trial at 110 % of its capacity that got most reads through
+    calm        the trial at 90 % that measured its latencies, if one did
     """
 
     ru: int
     size_kb: int
     charge_ru: float
     publish_ru: float
-    trials: tuple[LevelTrial, ...] = ()
+    overload: LevelTrial | None = None
+    calm: LevelTrial | None = None
     outcome: Outcome = MEASURED
 
     @property
@@ -158,27 +160,11 @@ class Level:
         return self.outcome.is_computed
 
     @property
-    def is_stopped(self) -> bool:
-        """Whether the user interrupted one of its trials."""
-        return any(trial.is_stopped for trial in self.trials)
-
-    @property
     def reads_per_s(self) -> float:
         """Reads per second, accepted or computed."""
-        return self.capacity_per_s if self.is_computed else self.at(OVERLOAD).accepted_per_s
-
-    def at(self, share: float) -> LevelTrial:
-        """Return the trial at a share that got most reads through, below OVERLOAD the last one. Raises KeyError."""
-        trials = [trial for trial in self.trials if trial.offered == share]
-        if not trials:
-            raise KeyError(share)
-        return _best(trials) if share == OVERLOAD else trials[-1]
-
-    @property
-    def calm(self) -> LevelTrial | None:
-        """The trial that measured its latencies; None without one that did."""
-        has_latency = not self.is_computed and self.outcome.gravity is None
-        return self.at(CALM) if has_latency and self.trials[-1].offered == CALM else None
+        if self.is_computed or self.overload is None:
+            return self.capacity_per_s
+        return self.overload.accepted_per_s
 
 
 def _best(trials: Sequence[LevelTrial]) -> LevelTrial:
@@ -198,24 +184,25 @@ def measure_level(level: Level, attempt: Attempt, *, emulated: bool) -> Level:
     runs a trial at a share of capacity.
     """
     outcome, trials = _judge_load(OVERLOAD, attempt, partial(_judge_throughput, level, emulated=emulated))
-    if not outcome.is_computed:
-        latency, calm_trials = _judge_load(CALM, attempt, partial(_judge_latency, emulated=emulated))
-        trials += calm_trials
-        if latency != MEASURED:
-            outcome = latency
-    return replace(level, trials=tuple(trials), outcome=outcome)
+    measured = replace(level, overload=_best(trials), outcome=outcome)
+    if outcome.is_computed:
+        return measured
+    latency, calm_trials = _judge_load(CALM, attempt, partial(_judge_latency, emulated=emulated))
+    if latency == MEASURED:
+        return replace(measured, calm=calm_trials[-1])
+    return replace(measured, outcome=latency)
 
 
 def _judge_load(share: float, attempt: Attempt, judge: Judge) -> tuple[Outcome, list[LevelTrial]]:
     """Make trials at a share of capacity until they are clear, at most three; return the last outcome, and all trials.
 
-    *judge* gets all trials made so far. A trial is not repeated after Ctrl-C.
+    *judge* gets all trials made so far.
     """
     trials = list[LevelTrial]()
     for _ in range(TRIES):
         trials.append(attempt(share))
         outcome = judge(trials)
-        if not outcome.is_unclear or trials[-1].is_stopped:
+        if not outcome.is_unclear:
             break
     return outcome, trials
 
@@ -230,8 +217,6 @@ def _judge_throughput(level: Level, trials: Sequence[LevelTrial], *, emulated: b
 
     # A failure ends the trials of a level, so only the last one can be a failure.
     last = trials[-1]
-    if last.is_stopped:
-        return COMPUTED_FOR(INTERRUPTED)
     if last.accepted_per_s > BURST * capacity_per_s:
         spent = last.accepted_per_s * level.charge_ru
         return COMPUTED_FOR(
@@ -258,8 +243,6 @@ def _judge_throughput(level: Level, trials: Sequence[LevelTrial], *, emulated: b
 def _judge_latency(trials: Sequence[LevelTrial], *, emulated: bool) -> Outcome:
     """Require of the last trial, at 90 % load, that the generator was in time and nearly all lists came."""
     trial = trials[-1]
-    if trial.is_stopped:
-        return MEASURED
     late = lateness([trial.result], P99_SAMPLES)
     if late:
         return COMPUTED_FOR(late[0])
@@ -271,32 +254,21 @@ def _judge_latency(trials: Sequence[LevelTrial], *, emulated: bool) -> Outcome:
     return Outcome(reason, gravity=Gravity.ERRORS)
 
 
-@dataclass(frozen=True, slots=True)
-class SweepPlan:
-    """Validated options; levels and sizes are ascending."""
+@dataclass(slots=True)
+class Sweep:
+    """`bench ru`, which measures several levels (settings of RU/s) in turn.
+
+    levels    the planned RU/s, ascending, as the sizes of lists are
+    measured  the levels that were measured
+    regions   of the account; the first one is read
+    """
 
     options: SweepOptions
     levels: tuple[int, ...]
     sizes_kb: tuple[int, ...]
     duration_s: int
-
-
-@dataclass(slots=True)
-class Sweep:
-    """`bench ru`, which measures several levels (settings of RU/s) in turn.
-
-    levels   those that were measured
-    regions  of the account; the first one is read
-    """
-
-    planned: SweepPlan
-    levels: list[Level] = field(default_factory=list)
+    measured: list[Level] = field(default_factory=list)
     regions: tuple[str, ...] = ("",)
-
-    @property
-    def options(self) -> SweepOptions:
-        """The options."""
-        return self.planned.options
 
     @property
     def emulated(self) -> bool:
@@ -308,15 +280,21 @@ class Sweep:
         name = f"{ru:,}{LEVEL_UNIT}"
         if self.options.autoscale:
             name += ", autoscale"
-        if len(self.planned.sizes_kb) > 1:
+        if len(self.sizes_kb) > 1:
             name += f", {size_kb} KB"
         return name
 
     @property
+    def top(self) -> Level:
+        """The highest measured level of lists of the first size."""
+        size_kb = self.measured[0].size_kb
+        return max((level for level in self.measured if level.size_kb == size_kb), key=lambda level: level.ru)
+
+    @property
     def missing(self) -> list[str]:
         """The names of levels that were not measured."""
-        measured = {(level.ru, level.size_kb) for level in self.levels}
-        planned = product(self.planned.sizes_kb, self.planned.levels)  # in the order of the measurement
+        measured = {(level.ru, level.size_kb) for level in self.measured}
+        planned = product(self.sizes_kb, self.levels)  # in the order of the measurement
         return [self.subject(ru, size_kb) for size_kb, ru in planned if (ru, size_kb) not in measured]
 
 
@@ -326,7 +304,8 @@ def report(sweep: Sweep, ending: Ending, prices: Prices) -> Report:
     Marks are signs beside figures that were not simply measured, and are explained below the table.
     """
     account = sweep.options.account
-    levels = {sweep.subject(level.ru, level.size_kb): level for level in sweep.levels}
+    levels = {sweep.subject(level.ru, level.size_kb): level for level in sweep.measured}
+    top = sweep.top
     answer = _answer(sweep, prices)
     measured = replace(
         report_of("ru", figures(sweep, prices), levels),
@@ -338,18 +317,19 @@ def report(sweep: Sweep, ending: Ending, prices: Prices) -> Report:
         },
         origins=_origins(sweep, prices),
         notes=tuple(_notes(sweep)),
-        # An error on dropping the database may have replaced Ctrl-C.
-        interrupted=ending.interrupted or any(level.is_stopped for level in sweep.levels),
+        interrupted=ending.interrupted,
         configuration=sweep.options.to_json(),
         extra={"subject": EMULATOR if account is None else redacted(account)},
     )
-    return concluded(measured, _findings(sweep, ending), answer, figures=answer)
+    decisive = {f"reads/s of {top.ru:,} RU/s": _reads(top), P99: replace(_latency(sweep, P99, top), unit="us")}
+    certainty = how_sure(decisive, f"{sweep.duration_s} seconds")
+    return concluded(measured, _findings(sweep, ending), answer, figures=answer, certainty=certainty)
 
 
 def _findings(sweep: Sweep, ending: Ending) -> list[Finding]:
     """Return what ended the sweep, and the levels that could not be measured, or answered with errors."""
     findings = findings_of(Gravity.UNMEASURED, filter(None, [ending.failure]))
-    for level in sweep.levels:
+    for level in sweep.measured:
         text = f"{sweep.subject(level.ru, level.size_kb)}: {level.outcome.reason}"
         gravity = level.outcome.gravity
         if gravity is not None:
@@ -369,7 +349,7 @@ def _origins(sweep: Sweep, prices: Prices) -> dict[str, str]:
         regions = f", all {len(sweep.regions)} regions"
     lines = {"measured": measured}
 
-    of_sizes = {level.size_kb: level for level in sweep.levels}
+    of_sizes = {level.size_kb: level for level in sweep.measured}
     charges = ", ".join(
         f"{level.charge_ru:.2f} RU a read of {size_kb} KB, {level.publish_ru:.2f} a list written and read back"
         for size_kb, level in of_sizes.items()
@@ -421,15 +401,19 @@ def figures(sweep: Sweep, prices: Prices) -> Sequence[Figure[Level]]:
 
 
 def _reads(level: Level) -> Row:
+    """Return the reads/s of a level, with an interval by the seconds of its trial unless they are computed."""
     mark = level.outcome.mark
-    return Row(value=level.reads_per_s, note=NOTES.get(mark, ""), mark=mark)
+    if level.is_computed or level.overload is None:
+        return Row(value=level.reads_per_s, note=COMPUTED, mark=COMPUTED_MARK)
+    seconds = level.overload.result.seconds
+    return replace(mean([len(second.latencies_s) for second in seconds]), note=NOTES.get(mark, ""), mark=mark)
 
 
 def _refused(level: Level) -> Row:
     """Return the share of 429s at 110 % load; it is computed unless the level was measured."""
-    if level.outcome.mark:  # what exceeds the capacity, of 110 % of it
+    if level.outcome.mark or level.overload is None:  # what exceeds the capacity, of 110 % of it
         return Row(value=(OVERLOAD - 1) / OVERLOAD, mark=COMPUTED_MARK)
-    return Row(value=level.at(OVERLOAD).refused)
+    return Row(value=level.overload.refused)
 
 
 def _month_usd(sweep: Sweep, level: Level, prices: Prices) -> float:
@@ -446,11 +430,7 @@ def _latency(sweep: Sweep, name: str, level: Level) -> Row:
     if level.calm is None:
         return Row(note=COMPUTED if level.is_computed else "not measured")
 
-    measured = latency([level.calm.result], name)
-    if measured.value is None:
-        return Row(note=INTERRUPTED if level.is_stopped else measured.note)
-    row = Row(value=measured.value, note=measured.note)
-    return as_assumed(row) if sweep.emulated else row
+    return as_assumed(latency([level.calm.result], name), emulated=sweep.emulated)
 
 
 def _answer(sweep: Sweep, prices: Prices) -> str:
@@ -458,11 +438,11 @@ def _answer(sweep: Sweep, prices: Prices) -> str:
 
     A level is a setting of RU/s.
     """
-    first = sweep.levels[0]
+    first = sweep.measured[0]
     hundred_reads = 100 / first.charge_ru
     hundred_usd = _month_usd(sweep, first, prices) / first.ru * 100
 
-    top = max((level for level in sweep.levels if level.size_kb == first.size_kb), key=lambda level: level.ru)
+    top = sweep.top
     top_usd = _month_usd(sweep, top, prices)
     p99_us = _latency(sweep, P99, top).value
     p99 = ""
@@ -483,7 +463,7 @@ def _answer(sweep: Sweep, prices: Prices) -> str:
 def _notes(sweep: Sweep) -> Iterator[str]:
     """Yield why levels were not driven or have no latency, those of one reason together; then those not measured."""
     subjects = dict[str, list[str]]()
-    for level in sweep.levels:
+    for level in sweep.measured:
         for reason in _limits(sweep, level):
             subjects.setdefault(reason, []).append(sweep.subject(level.ru, level.size_kb))
     for reason, names in subjects.items():

@@ -19,8 +19,9 @@ from hotplate.bench.planner.prices import Prices
 from hotplate.bench.planner.prices import load as load_prices
 from hotplate.bench.progress import ProgressDisplay
 from hotplate.bench.ru import levels
-from hotplate.bench.ru.levels import COMPUTED_FOR, LEAD_S, TAIL_S, Level, LevelTrial, Sweep, SweepPlan
+from hotplate.bench.ru.levels import COMPUTED_FOR, LEAD_S, TAIL_S, Level, LevelTrial, Sweep
 from hotplate.bench.ru.sandbox import Sandbox, SizedLists, keyed_address, sandbox
+from hotplate.bench.stores.rounds import own_cosmos
 from hotplate.stores.cosmos.url import (
     AUTOSCALE_MIN,
     AUTOSCALE_STEP,
@@ -42,7 +43,7 @@ BETWEEN_S = 1.5
 SETUP_S = 20.0
 
 
-def plan(options: SweepOptions) -> SweepPlan:
+def plan(options: SweepOptions) -> Sweep:
     """Validate the options of a sweep over levels (settings of RU/s) and sizes of lists, and fill in defaults.
 
     Raises BenchMisused for invalid options, and StoreMisused for an account without a key.
@@ -62,7 +63,7 @@ def plan(options: SweepOptions) -> SweepPlan:
     parse_latency(options.latency)  # only validated here
     if options.account is not None:
         keyed_address(options.account)
-    return SweepPlan(options, levels, parse_sizes(options.item_kb, "--item-kb"), int(duration_s))
+    return Sweep(options, levels, parse_sizes(options.item_kb, "--item-kb"), int(duration_s))
 
 
 def parse_sizes(text: str, flag: str) -> tuple[int, ...]:
@@ -88,7 +89,7 @@ def account_regions(url: str) -> int:
         return len(unused.regions())
 
 
-def cost(planned: SweepPlan, regions: int, prices: Prices, now: float) -> list[str]:
+def cost(planned: Sweep, regions: int, prices: Prices, now: float) -> list[str]:
     """Describe the database of a sweep and its cost, as lines of text. *now* is in seconds since 1970.
 
     For each size of lists, there is a container of lists at the highest level (a setting of RU/s), and a container of
@@ -114,14 +115,13 @@ def database_cost(
     ]
 
 
-def sweep(planned: SweepPlan, display: ProgressDisplay) -> Report:
+def sweep(planned: Sweep, display: ProgressDisplay) -> Report:
     """Run a sweep. Ctrl-C, or an account that fails after the first level, gives a partial report.
 
     Raises BenchFailed, StoreError and, before the first level, KeyboardInterrupt.
     """
-    measured = Sweep(planned)
-    ending = until_stopped(_SweepMeasurement(measured, display).run, measured.levels)
-    return levels.report(measured, ending, load_prices())
+    ending = until_stopped(_SweepMeasurement(planned, display).run, planned.measured)
+    return levels.report(planned, ending, load_prices())
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,47 +134,42 @@ class _SweepMeasurement:
     def run(self) -> None:
         """Measure all levels for each size of lists, each in a new database of the account, or of an emulator.
 
-        Raises KeyboardInterrupt after a trial that Ctrl-C ended, which is kept.
+        A level in which Ctrl-C comes is not kept.
         """
-        options = self.sweep.planned.options
+        options = self.sweep.options
         with ExitStack() as stack:
             url = options.account
             environment = None
-            servers = list[process.Server]()
             if url is None:
                 self.display.start("starting an emulator of Cosmos DB")
-                servers.append(stack.enter_context(process.emulator_serving(latency=options.latency)))
-                url = f"cosmos+{servers[0].url}/bench"
+                url = stack.enter_context(own_cosmos(options.latency, self.sweep.levels[-1]))
                 environment = dict[str, str]()  # no keys of real accounts
             runs = Runs(stack.enter_context(LoadWorker(process.GENERATOR_CORE)), self.display)
 
-            for size_kb in self.sweep.planned.sizes_kb:
-                with sandbox(url, self.sweep.planned.levels[-1], environment, autoscale=options.autoscale) as database:
-                    self._measure_size(database, size_kb, servers, runs)
+            for size_kb in self.sweep.sizes_kb:
+                with sandbox(url, self.sweep.levels[-1], environment, autoscale=options.autoscale) as database:
+                    self._measure_size(database, size_kb, runs)
 
-    def _measure_size(self, database: Sandbox, size_kb: int, servers: Sequence[process.Server], runs: Runs) -> None:
-        """Publish lists of a size to a temporary database, and measure all levels (settings of RU/s) with a service.
-
-        *servers* has the emulator, and is empty for a real account.
-        """
+    def _measure_size(self, database: Sandbox, size_kb: int, runs: Runs) -> None:
+        """Publish lists of a size to a temporary database, and measure all levels (settings of RU/s) with a service."""
         self.display.start(f"publishing {LISTS:,} lists of {size_kb} KB")
-        highest_throughput = self._throughput(self.sweep.planned.levels[-1])
+        highest_throughput = self._throughput(self.sweep.levels[-1])
         lists = SizedLists(size_kb, LISTS, highest_throughput.initial_partitions)
         users = lists.users
         self.sweep.regions = database.regions()
         published = database.publish(lists)
         levels_of_size = [
             Level(ru=ru, size_kb=size_kb, charge_ru=published.read_ru, publish_ru=published.list_ru)
-            for ru in self.sweep.planned.levels
+            for ru in self.sweep.levels
         ]
 
         self.display.start("starting a service")
-        # Service and emulator get a higher priority, or other processes make the service miss its deadline of 50 ms.
+        # It gets a higher priority, or other processes make it miss its deadline of 50 ms.
         with (
             process.service_serving(
                 database.url, USER_PATH.format(key=users[0]), variables=database.environment
             ) as service,
-            process.before_others(service, *servers),
+            process.before_others(service),
         ):
             self._measure_levels(
                 levels_of_size,
@@ -189,10 +184,9 @@ class _SweepMeasurement:
         scale: Callable[[Throughput], None],
         attempt: Callable[[Level, float], LevelTrial],
     ) -> None:
-        """Measure *planned*, settings of RU/s in ascending order, and append them to `self.sweep.levels`.
+        """Measure *planned*, settings of RU/s in ascending order, and append them to `self.sweep.measured`.
 
-        Once this machine does not drive a level, all higher ones are computed, without trials. Raises KeyboardInterrupt
-        after a trial that Ctrl-C ended.
+        Once this machine does not drive a level, all higher ones are computed, without trials.
 
         scale    changes the container's RU/s
         attempt  runs a trial of a level at a share of its capacity
@@ -200,13 +194,10 @@ class _SweepMeasurement:
         for number, level in enumerate(planned, 1):
             scale(self._throughput(level.ru))
             measured = levels.measure_level(level, partial(attempt, level), emulated=self.sweep.emulated)
-            self.sweep.levels.append(measured)
-
-            if measured.is_stopped:
-                raise KeyboardInterrupt
+            self.sweep.measured.append(measured)
             if measured.is_computed and measured.outcome.is_limited:
                 computed = COMPUTED_FOR(f"this machine does not drive {level.ru:,} RU/s")
-                self.sweep.levels += [replace(higher, outcome=computed) for higher in planned[number:]]
+                self.sweep.measured += [replace(higher, outcome=computed) for higher in planned[number:]]
                 return
 
     def _attempt(
@@ -214,25 +205,24 @@ class _SweepMeasurement:
     ) -> LevelTrial:
         """Request the lists of *users* in turn, at a share of a level's capacity in reads/s, and return the trial.
 
-        It begins with a second of the clock, as the budget of RU/s does. The service's metrics, before and after,
-        count the 429s and the timeouts of its reads. Raises BenchFailed if the service or the store ended.
+        The service's metrics, before and after, count the 429s and the timeouts of its reads. Raises BenchFailed if the
+        service or the store ended.
         """
         rate = share * level.capacity_per_s
         load = Load(
             url=service.url,
             requests=Gets(USER_PATH, RequestKeys(users, InTurn())),
             rate=rate,
-            duration_s=float(self.sweep.planned.duration_s + LEAD_S + TAIL_S),
+            duration_s=float(self.sweep.duration_s + LEAD_S + TAIL_S),
             connections=CONNECTIONS,
             check=levels.from_store,
-            on_the_second=True,
         )
         counts_before = process.store_counts(service)
         result = runs.run(load, shown=f"{level.ru:,} RU/s at {share:.0%}: {rate:,.0f} reads/s")
         counts = process.store_counts(service) - counts_before
-        if not (result.ok or counts["throttled"] or counts["timeout"] or result.interrupted):
+        if not (result.ok or counts["throttled"] or counts["timeout"]):
             raise BenchFailed(f"none of {result.due:,} lists came from the store, which may have ended")
         return levels.trial(share, result, counts["throttled"], counts["timeout"])
 
     def _throughput(self, ru: int) -> Throughput:
-        return Throughput(ru, self.sweep.planned.options.autoscale)
+        return Throughput(ru, self.sweep.options.autoscale)

@@ -20,6 +20,7 @@ from hotplate.stores.cosmos.charges import load as load_charges
 from hotplate.stores.cosmos.url import MANUAL_MIN, MANUAL_STEP
 
 COST = "cost of a billion reads"
+CHARGE = "RU a read"
 # The percentile that is decisive for speed, unless no difference is proven.
 DECISIVE = P99
 UTILISATION = Inputs(users=1, peak_rps=1).ru_utilisation
@@ -91,7 +92,7 @@ def _cpu(store: StoreRuns) -> Row:
 def percentile_of(name: str, store: StoreRuns) -> Row:
     """Return a percentile, marked if it is assumed; unknown if the store failed its checks."""
     row: Row = latency(store.results, name) if store.sound else store.unknown
-    return as_assumed(row) if store.candidate.emulated and row.value is not None else row
+    return as_assumed(row, emulated=store.candidate.emulated)
 
 
 def figures(rate: float, prices: Prices) -> Sequence[Figure[StoreRuns]]:
@@ -105,7 +106,7 @@ def figures(rate: float, prices: Prices) -> Sequence[Figure[StoreRuns]]:
         Figure(CPU, "us", _cpu, "CPU a\nread, µs", "µs"),
         Figure(COST, prices.currency, lambda store: _cost(store, rate, prices), f"USD/bn\nat {rate:g}/s"),
         *(replace(figure, heading="") for figure in unlisted),
-        Figure("RU a read", "RU", lambda store: store.candidate.charge_ru, main=False),
+        Figure(CHARGE, "RU", lambda store: store.candidate.charge_ru, main=False),
     )
 
 
@@ -167,32 +168,64 @@ class Comparison:
         is_local = any(store.candidate.name == name and store.candidate.scheme == "file" for store in self.stores)
         return f"{name} on each server" if is_local and len(self.stores) > 1 else name
 
+    @property
+    def decisive(self) -> dict[str, Row]:
+        """The figures that decide, by names that a sentence says: ratios of the nearest stores, in speed and in cost.
+
+        Of a single store with a measured latency, it is the percentile.
+        """
+        timed = [store.candidate.name for store in self._read_by_us]
+        figures = dict[str, Row]()
+        if len(timed) == 1:
+            figures[f"{DECISIVE} of {timed[0]}"] = self.rows[timed[0], DECISIVE]
+        percentile, speeds = self._speeds
+        for figure, ranking in ((percentile, speeds), ("cost", self._rank(COST, self.stores))):
+            if ranking:
+                nearest = ranking.ratios[0]
+                figures[f"{figure} of {nearest.subject} / that of {ranking.least}"] = nearest
+        return figures
+
+    @property
+    def _read_by_us(self) -> list[StoreRuns]:
+        """Stores with a measured latency that our own clients read."""
+        return [store for store in self._timed if not store.candidate.client]
+
+    @property
+    def _speeds(self) -> tuple[str, Ranking | None]:
+        """The ranking of the stores that our own clients read by p99 or, if it proves none the fastest, by p50.
+
+        A percentile that is unknown for one of them decides nothing.
+        """
+        timed = self._read_by_us
+        rankings = dict[str, Ranking]()
+        for figure in (DECISIVE, P50):
+            ranking = self._rank(figure, timed)
+            if ranking and len(ranking.ratios) == len(timed) - 1:
+                rankings[figure] = ranking
+        proven = [figure for figure, ranking in rankings.items() if not ranking.alike]
+        decisive = next(iter(proven or rankings), "")
+        return decisive, rankings.get(decisive)
+
     def _compare_speed(self) -> tuple[str, str]:
         """Return the store that is proven fastest, or nothing, and the latencies of stores that our own clients read.
 
-        Emulated ones are assumed. A store is the fastest if it is proven faster than each of the others, at p99 or else
-        at p50. A percentile that is unknown for one of them decides nothing.
+        Emulated ones are assumed.
         """
-        timed = [store for store in self._timed if not store.candidate.client]
-        names = [store.candidate.name for store in timed]
-        if not timed:
+        names = [store.candidate.name for store in self._read_by_us]
+        if not names:
             return "", "Latencies are assumed"
-        if len(timed) == 1:
+        if len(names) == 1:
             return "", self._describe_latencies(names[0])
 
-        known = [figure for figure in (DECISIVE, P50) if all(self.rows[name, figure].value for name in names)]
-        for figure in known:
-            ranking = self._rank(figure, timed)
-            if ranking and not ranking.alike:
-                slower = ", ".join(f"{ratio.subject} {self._ms(ratio.subject, figure)}" for ratio in ranking.ratios)
-                limit = "" if figure == DECISIVE else f"; at {DECISIVE} no difference is proven"
-                return ranking.least, f"{figure} {self._ms(ranking.least, figure)} ms, {slower}{limit}"
-
-        equal = "No difference in speed is proven"
-        if not known:
-            return "", f"{equal}: too few answers"
-        shown = ", ".join(f"{name} {self._ms(name, known[0])} ms" for name in names)
-        return "", f"{equal} ({known[0]}: {shown})"
+        figure, ranking = self._speeds
+        if ranking is None:
+            return "", "No difference in speed is proven: too few answers"
+        if ranking.alike:
+            shown = ", ".join(f"{name} {self._ms(name, figure)} ms" for name in names)
+            return "", f"No difference in speed is proven ({figure}: {shown})"
+        slower = ", ".join(f"{ratio.subject} {self._ms(ratio.subject, figure)}" for ratio in ranking.ratios)
+        limit = "" if figure == DECISIVE else f"; at {DECISIVE} no difference is proven"
+        return ranking.least, f"{figure} {self._ms(ranking.least, figure)} ms, {slower}{limit}"
 
     def _describe_latencies(self, name: str) -> str:
         figures = [figure for figure in PERCENTILES if self.rows[name, figure].value]
@@ -201,23 +234,17 @@ class Comparison:
     def _ms(self, name: str, figure: str) -> str:
         return rounded((self.rows[name, figure].value or 0.0) / 1000)
 
-    def _redis_plan(self) -> CapacityPlan | None:
-        """Return the plan of the Redis if a Cosmos DB was measured, too, and a size of Redis is enough; else None."""
+    def _cheaper_shared_store(self) -> str:
+        """Return which of Redis and Cosmos DB costs less, and at which rates; empty unless both were measured.
+
+        The rates depend on the size of Redis, and so on the users of the release. It is empty if no size is enough.
+        """
         candidates = [store.candidate for store in self.stores]
         redis = next((candidate for candidate in candidates if candidate.scheme in REDIS), None)
         has_cosmos = any(candidate.metered for candidate in candidates)
         if redis is None or self.rows[redis.name, COST].value is None or not has_cosmos:
-            return None
-        return _plan_of(redis, self.rate, self.prices)
-
-    def _cheaper_shared_store(self) -> str:
-        """Return which of Redis and Cosmos DB costs less, and at which rates; empty unless both were measured.
-
-        The rates depend on the size of Redis, and so on the users of the release.
-        """
-        planned = self._redis_plan()
-        if planned is None:
             return ""
+        planned = _plan_of(redis, self.rate, self.prices)
         users = f"for {format_count(planned.inputs.users, 'user')}"
         ranges = break_even(planned)
         if not ranges:

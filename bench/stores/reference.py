@@ -1,24 +1,19 @@
 """Microsoft's reference load on Cosmos DB, compared with its published figures."""
 
-from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import NamedTuple
 
-from hotplate.base.report import Report, Row, format_value
+from hotplate.base.report import Report, Row, format_count, format_value
 from hotplate.bench.assumed_latency import explain_mark
-from hotplate.bench.cosmos_emulator.faults import parse_latency
 from hotplate.bench.errors import BenchMisused
-from hotplate.bench.experiment import Figure, latencies, report_of
 from hotplate.bench.figure_names import P50
-from hotplate.bench.loadgen.load import Uniform
-from hotplate.bench.options import ReferenceOptions, parse_seconds, require_positive
-from hotplate.bench.planner.prices import Prices
+from hotplate.bench.options import ReferenceOptions, StoresOptions, parse_seconds
 from hotplate.bench.planner.prices import load as load_prices
 from hotplate.bench.progress import ProgressDisplay
-from hotplate.bench.stores.comparison import needed_ru, percentile_of
-from hotplate.bench.stores.rounds import Measured, RoundSettings, measure_rounds, own_cosmos, prepared_stores
-from hotplate.bench.verdict import EMULATED_CHARGES, concluded
+from hotplate.bench.stores.comparison import CHARGE, needed_ru
+from hotplate.bench.stores.report import compare_stores
+from hotplate.bench.stores.rounds import own_cosmos
+from hotplate.bench.verdict import concluded, how_sure
 from hotplate.stores.connect import COSMOS
 from hotplate.stores.urls import redacted, scheme_of
 
@@ -30,115 +25,64 @@ RU = 11_000
 MEDIAN_US = 60_000.0
 
 ROUND_S = 5.0  # long enough for the blocks of a percentile's interval
-WARMUP_S = 3.0
-LISTS = 5_000
 OTHER_SERVICE = "published figures are of another service in Azure: no gain"
 METHOD = (
-    f"{RATE:g} requests/s, at random as from {USERS} users. The published figures are Microsoft's, measured in Azure "
-    f"with another service ({SOURCE}); the difference shows no gain."
+    f"{RATE:g} requests/s of {USERS} users. The published figures are Microsoft's, measured in Azure with another "
+    f"service ({SOURCE}); the difference shows no gain."
 )
-
-
-class Reproduction(NamedTuple):
-    """Figures of the load: percentiles, each by its name, the rate of answers, and the RU/s that it needs, if known."""
-
-    latency: Callable[[str], Row | None]
-    rate: float
-    ru: float | None
-
-
-REFERENCE = Reproduction(lambda percentile: Row(value=MEDIAN_US) if percentile == P50 else None, RATE, RU)
-
-
-def _figures(prices: Prices) -> Sequence[Figure[Reproduction]]:
-    return (
-        *latencies(lambda percentile, load: load.latency(percentile)),
-        Figure("requests/s", "", lambda load: load.rate, "requests\n/s", digits=3),
-        Figure("RU/s", "", lambda load: load.ru, "RU/s", digits=4),
-        Figure("USD a month", "", lambda load: load.ru and prices.ru_month(load.ru), "USD\na month", digits=3),
-    )
 
 
 def reproduce(options: ReferenceOptions, display: ProgressDisplay) -> Report:
     """Repeat a published measurement of Cosmos DB, at its rate and number of users, and report both side by side.
 
-    It reads through a service from an account or, without one, an emulator, in rounds of at most ROUND_S seconds.
-    Ctrl-C gives a partial report. Raises BenchMisused for invalid options, BenchFailed, StoreError, and
-    KeyboardInterrupt before the first round.
+    It is a comparison of one store, an account or an emulator, in rounds of at most ROUND_S seconds. Ctrl-C gives a
+    partial report. Raises BenchMisused for invalid options, BenchFailed, StoreError, and KeyboardInterrupt before the
+    first round.
     """
-    settings = _parse_settings(options)
-    display.say(f"{RATE:g} requests/s of {USERS} users for {options.duration}")
+    if options.account is not None and scheme_of(options.account) not in COSMOS:
+        raise BenchMisused(
+            f"--account takes a Cosmos DB, as cosmos://ACCOUNT/DATABASE, not {redacted(options.account)}"
+        )
+    duration_s = parse_seconds(options.duration)
     with ExitStack() as stack:
         url = options.account
         if url is None:
             display.start("starting an emulator of Cosmos DB")
             url = stack.enter_context(own_cosmos(options.latency, RU))
-        setup = stack.enter_context(prepared_stores([url], LISTS, display, may_generate=options.account is None))
-        return report(options, measure_rounds(setup, settings, display), setup.notes)
-
-
-def _parse_settings(options: ReferenceOptions) -> RoundSettings:
-    """Return the settings of the rounds: the published rate and users, and rounds of at most ROUND_S seconds.
-
-    Raises BenchMisused for invalid options.
-    """
-    duration_s = parse_seconds(options.duration)
-    require_positive({"--duration": duration_s})
-    if options.account is not None and scheme_of(options.account) not in COSMOS:
-        raise BenchMisused(
-            f"--account takes a Cosmos DB, as cosmos://ACCOUNT/DATABASE, not {redacted(options.account)}"
+        load = StoresOptions(
+            urls=(url,),
+            rate=f"{RATE:g}",
+            duration=f"{min(ROUND_S, duration_s):g}s",
+            users=USERS,
+            repeat=max(1, round(duration_s / ROUND_S)),
         )
-    parse_latency(options.latency)
-    return RoundSettings(
-        rate=RATE,
-        duration_s=_round_s(options),
-        warmup_s=min(WARMUP_S, duration_s),
-        draw=Uniform(),
-        rounds=max(1, round(duration_s / ROUND_S)),
-        poisson=True,
-        connections=USERS,
-    )
+        return report(options, compare_stores(load, display))
 
 
-def _round_s(options: ReferenceOptions) -> float:
-    return min(ROUND_S, parse_seconds(options.duration))
-
-
-def report(options: ReferenceOptions, measured: Measured, notes: Sequence[str] = ()) -> Report:
-    """Report the measured store and the published figures; *notes* are on the set-up.
-
-    The RU/s needed for the published rate, and their price, are only given if the store answered as it should.
-    """
-    (store,) = measured.stores
-    name = store.candidate.name
-    prices = load_prices()
-    charge_ru = store.candidate.charge_ru or 0.0
-    ru = needed_ru(charge_ru, RATE)
-    rate = sum(result.ok for result in store.results) / sum(result.duration_s for result in store.results)
-    ours = Reproduction(lambda percentile: percentile_of(percentile, store), rate, ru if store.sound else None)
-    reported = report_of("reference", _figures(prices), {PUBLISHED: REFERENCE, name: ours})
-    rounds = f"{format_value(measured.rounds, 'rounds')} of {_round_s(options):g} s"
-    origins = {"measured": f"{rounds}, at random times, by {USERS} connections"}
-    answer = ""
-    if store.sound:
-        by_emulator = EMULATED_CHARGES if store.candidate.emulated else ""
-        origins["exact"] = f"{by_emulator}{charge_ru:.2f} RU a read; RU/s at 70 % use, in steps of 100"
-        answer = _answer(percentile_of(P50, store).value, ru, prices, is_emulated=store.candidate.emulated)
-
+def report(options: ReferenceOptions, compared: Report) -> Report:
+    """Report the store that was *compared* beside the published median; its sentence stays if it failed its checks."""
+    store = compared.rows[0].subject
+    is_emulated = store in compared.emulated
     reported = replace(
-        reported,
-        emulated=(name,) if store.candidate.emulated else (),
+        compared,
+        kind="reference",
+        rows=(Row(PUBLISHED, P50, "us", MEDIAN_US), *compared.rows),
         marks=explain_mark(options.latency, is_known=options.account is None),
-        origins={**origins, "assumed": f"{'latencies; ' if store.candidate.emulated else ''}{OTHER_SERVICE}"},
-        method=(*notes, METHOD),
-        interrupted=measured.interrupted,
+        origins={**compared.origins, "assumed": f"{'latencies; ' if is_emulated else ''}{OTHER_SERVICE}"},
+        method=(METHOD, *compared.method),
         configuration=options.to_json(),
     )
-    return concluded(reported, measured.findings, answer)
+    charge = compared.row(store, CHARGE)
+    p50 = compared.row(store, P50)
+    if compared.failures or compared.broken or not (charge and charge.value and p50):
+        return reported
+    answer = _answer(p50.value, needed_ru(charge.value, RATE), is_emulated=is_emulated)
+    return concluded(reported, [], answer, certainty=how_sure({P50: p50}, format_count(len(p50.values), "round")))
 
 
-def _answer(p50_us: float | None, needed: int, prices: Prices, *, is_emulated: bool) -> str:
+def _answer(p50_us: float | None, needed: int, *, is_emulated: bool) -> str:
     """Return the RU/s that the rate needs, and the median beside the published one."""
+    prices = load_prices()
     published = f"the published median of {MEDIAN_US / 1000:g} ms"
     by_emulator = ""
     latency = f"Too few answers for a median, to set beside {published}"

@@ -1,17 +1,19 @@
 """The comparison of stores by latency, CPU and cost."""
 
-import asyncio
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
-from hotplate.base.report import Column, Report, Row, format_value
+from hotplate.base.report import Column, Report, Row, format_count, format_value
 from hotplate.bench.assumed_latency import explain_mark
 from hotplate.bench.cosmos_emulator.faults import parse_latency
-from hotplate.bench.errors import BenchFailed, BenchMisused
-from hotplate.bench.experiment import report_of
+from hotplate.bench.cosmos_emulator.latency_trace import FORMAT, LatencyTrace
+from hotplate.bench.errors import BenchMisused
+from hotplate.bench.experiment import left_out, report_of
 from hotplate.bench.figure_names import BY_SDK
 from hotplate.bench.loadgen.load import Uniform, Zipf
 from hotplate.bench.loadgen.result import lag_note
@@ -21,7 +23,6 @@ from hotplate.bench.planner.prices import load as load_prices
 from hotplate.bench.progress import ProgressDisplay
 from hotplate.bench.statistics import PERCENTILES, TOO_FEW_ANSWERS, plots_by_round
 from hotplate.bench.stores.comparison import AT_RATE_MARK, COST, Comparison, figures
-from hotplate.bench.stores.recording import record
 from hotplate.bench.stores.rounds import (
     FULL_CONNECTIONS,
     FULL_S,
@@ -35,9 +36,9 @@ from hotplate.bench.stores.rounds import (
     own_stores,
     prepared_stores,
 )
-from hotplate.bench.verdict import EMULATED_CHARGES, concluded
+from hotplate.bench.verdict import EMULATED_CHARGES, concluded, how_sure
 from hotplate.stores.connect import COSMOS
-from hotplate.stores.errors import StoreError, reason_of
+from hotplate.stores.errors import reason_of
 from hotplate.stores.urls import redacted, scheme_of
 
 # Of all rounds, if neither --budget nor --repeat is given.
@@ -64,8 +65,8 @@ def compare_stores(options: StoresOptions, display: ProgressDisplay) -> Report:
     """Compare the latencies and costs of stores in rounds, and report them; Ctrl-C gives a partial report.
 
     Without URLs, the stores are started on this machine: files, Redis, and an emulator of Cosmos DB. With `--record`,
-    latencies of Cosmos DB are also recorded to a file, unless the comparison ended early. Raises BenchMisused for
-    invalid options, BenchFailed, StoreError, and KeyboardInterrupt before the first round.
+    latencies of Cosmos DB are also written to a file. Raises BenchMisused for invalid options, BenchFailed, StoreError,
+    and KeyboardInterrupt before the first round.
     """
     settings = parse_settings(options)
     count = len(options.urls)
@@ -81,26 +82,36 @@ def compare_stores(options: StoresOptions, display: ProgressDisplay) -> Report:
             urls, notes = stack.enter_context(own_stores(options.latency))
         setup = stack.enter_context(prepared_stores(urls, options.users, display))
         measured = measure_rounds(setup, settings, display)
-        if options.record is None or measured.interrupted or measured.failure:
-            return report(options, setup, measured, notes)
-        return _recorded(options.record, options, setup, measured, display)
+    compared = report(options, setup, measured, notes)
+    if options.record is None:
+        return compared
+    (cosmos,) = (store for store in measured.stores if store.candidate.metered)
+    return _recorded(options.record, cosmos, compared)
 
 
-def _recorded(path: Path, options: StoresOptions, setup: Setup, measured: Measured, display: ProgressDisplay) -> Report:
-    """Record the latencies of the only Cosmos DB to *path*, and return the report, which says what came of it."""
-    (cosmos,) = (candidate for candidate in setup.candidates if candidate.metered)
-    display.start(f"recording latencies of {cosmos.name}")
-    try:
-        trace = asyncio.run(record(cosmos.url, setup.users))
-        trace.save(path)
-    except KeyboardInterrupt:
-        return report(options, setup, measured._replace(interrupted=True))
-    except (BenchFailed, StoreError, OSError) as error:
-        compared = report(options, setup, measured)
-        failure = f"the latencies were not recorded: {reason_of(error)}"
-        return replace(compared, failures=(*compared.failures, failure))
-    note = f"The latencies of {trace.count:,} reads are in {path}; replay them by --latency {path}."
-    return report(options, setup, measured, [note])
+def _recorded(path: Path, cosmos: StoreRuns, compared: Report) -> Report:
+    """Write the latencies of a Cosmos DB to *path*, unless it failed its checks; return the report, which says so."""
+    name = cosmos.candidate.name
+    reason = f"{name} has no valid ones"
+    if cosmos.sound:
+        try:
+            trace = _trace_of(cosmos)
+            trace.save(path)
+        except OSError as error:
+            reason = reason_of(error)
+        else:
+            note = f"The latencies of {trace.count:,} reads are in {path}; replay them by --latency {path}."
+            return replace(compared, notes=(note, *compared.notes))
+    return replace(compared, failures=(*compared.failures, f"the latencies were not recorded: {reason}"))
+
+
+def _trace_of(store: StoreRuns) -> LatencyTrace:
+    """Return the latencies of all answers of a store."""
+    counts = Counter[int]()
+    for result in store.results:
+        counts.update((1e6 * result.latencies_s).round().astype(int).tolist())
+    date = datetime.now(UTC).isoformat(timespec="seconds")
+    return LatencyTrace(FORMAT, redacted(store.candidate.url), date, tuple(sorted(counts.items())))
 
 
 def parse_settings(options: StoresOptions) -> RoundSettings:
@@ -145,10 +156,12 @@ def report(options: StoresOptions, setup: Setup, measured: Measured, notes: Sequ
     compared = report_of("stores", figures(rate, prices), by_name)
     checks = [f"{store.candidate.name}: {note}" for store in stores for note in store.checked.notes]
     answer = ""
+    certainty = ""
     verdicts: Mapping[str, str] = {}
     if all(store.sound for store in stores):
         comparison = Comparison(stores, {(row.subject, row.figure): row for row in compared.rows}, rate, prices)
         answer = comparison.answer
+        certainty = how_sure(comparison.decisive, format_count(measured.rounds, "round"))
         verdicts = comparison.verdicts
     compared = replace(
         compared,
@@ -170,7 +183,7 @@ def report(options: StoresOptions, setup: Setup, measured: Measured, notes: Sequ
             "releases": [store.candidate.manifest.release for store in stores],
         },
     )
-    return concluded(compared, measured.findings, answer)
+    return concluded(compared, measured.findings, answer, certainty=certainty)
 
 
 def _prices(options: StoresOptions) -> Prices:
@@ -191,7 +204,8 @@ def _origins(options: StoresOptions, measured: Measured, prices: Prices) -> dict
     if any(candidate.client == BY_SDK for candidate in candidates):
         rounds += f" (by SDK {SDK_RATE:g}/s)"
     if measured.disturbed:
-        rounds += f", {measured.disturbed} disturbed ones left out"
+        made = measured.rounds + measured.disturbed
+        rounds += f", {left_out(measured.disturbed, made, 'round')} as disturbed"
     if not options.urls:
         rounds += "; one machine: no network, TLS or replica"
     origins = {"measured": rounds}
@@ -212,7 +226,7 @@ def _left_out(options: StoresOptions, measured: Measured) -> Iterator[str]:
     made = measured.rounds + measured.disturbed
     is_complete = not (measured.interrupted or measured.failure)
     if is_complete and options.repeat is not None and made < options.repeat:
-        yield f"{made} of {options.repeat} rounds fit into --budget {options.budget}."
+        yield f"--budget {options.budget} is enough for {made} of {options.repeat} rounds."
 
 
 def _too_few_answers(stores: Sequence[StoreRuns], rows: Sequence[Row]) -> Iterator[str]:

@@ -32,8 +32,8 @@ from hotplate.bench.loadgen.result import P99_SAMPLES, Result, lateness
 from hotplate.bench.objective import Objective
 from hotplate.bench.options import USER_PATH, VENDOR, is_emulated, store_url
 from hotplate.bench.progress import ProgressDisplay
-from hotplate.bench.statistics import MIN_ROUNDS, in_time
-from hotplate.bench.verdict import Finding, Gravity, findings_of, no_verdict, prefixed
+from hotplate.bench.statistics import in_time
+from hotplate.bench.verdict import MIN_ROUNDS, Finding, Gravity, findings_of, no_verdict, prefixed
 from hotplate.stores.connect import COSMOS, REDIS, opened
 from hotplate.stores.manifest import Manifest
 from hotplate.stores.store import ChargeCounter
@@ -132,18 +132,14 @@ def own_cosmos(latency: str, ru: int) -> Iterator[str]:
 
 
 @contextmanager
-def prepared_stores(
-    urls: Sequence[str], users: int, display: ProgressDisplay, *, may_generate: bool = True
-) -> Iterator[Setup]:
+def prepared_stores(urls: Sequence[str], users: int, display: ProgressDisplay) -> Iterator[Setup]:
     """Fill those of the stores at *urls* that are empty, and run a service of each store until the block ends.
 
-    users         number of users to request, and to generate lists for if all stores are empty
-    may_generate  whether lists may be generated
-
-    Raises BenchMisused before any write if stores serve different models, or all are empty and none may be generated.
+    *users* is the number of users to request, and to generate lists for if all stores are empty. Raises BenchMisused
+    before any write if stores serve different models.
     """
     names = store_names(urls)
-    lists = asyncio.run(_share_lists(dict(zip(urls, names, strict=True)), users, display, may_generate=may_generate))
+    lists = asyncio.run(_share_lists(dict(zip(urls, names, strict=True)), users, display))
 
     # A service is ready when it answers for the first user.
     path = _path_of(lists.users[0])
@@ -200,16 +196,13 @@ class SharedLists(NamedTuple):
     notes: tuple[str, ...]
 
 
-async def _share_lists(
-    names: Mapping[str, str], users: int, display: ProgressDisplay, *, may_generate: bool
-) -> SharedLists:
+async def _share_lists(names: Mapping[str, str], users: int, display: ProgressDisplay) -> SharedLists:
     """Fill the empty stores with the lists of the first store that has some, so that all serve the same.
 
-    names         names of the stores by their URLs
-    users         number of users to request, and to generate lists for if all stores are empty
-    may_generate  whether they may be generated; otherwise raises BenchMisused
+    names  names of the stores by their URLs
+    users  number of users to request, and to generate lists for if all stores are empty
 
-    Raises BenchMisused, too, if stores serve lists of different models. Nothing is written before these checks.
+    Raises BenchMisused if stores serve lists of different models, before anything is written.
     """
     notes = tuple[str, ...]()
     async with AsyncExitStack() as stack:
@@ -218,8 +211,6 @@ async def _share_lists(
         manifests = {url: await load_manifest(stores[url], release) for url, release in live.items()}
         _require_same_lists(manifests)
         if not live:
-            if not may_generate:
-                raise BenchMisused(f"{', '.join(map(redacted, names))} serves nothing yet: run hotplate publish first")
             notes = (f"Lists of {LIST_LENGTH} items are generated for {users:,} users.",)
             url, name = next(iter(names.items()))
             display.start(f"writing lists for {users:,} users into {name}")
@@ -258,8 +249,6 @@ class RoundSettings:
     draw: KeyDraw
     rounds: float = math.inf
     budget_s: float = math.inf
-    poisson: bool = False
-    connections: int = 64
     full_s: float = 0.0
     """Seconds of full load for each store and round."""
 
@@ -450,23 +439,19 @@ class _Rounds:
             url=candidate.service.url,
             requests=Gets(USER_PATH, RequestKeys(self._setup.users, settings.draw, seed=number)),
             rate=rate,
-            seed=number if settings.poisson else None,
             duration_s=settings.duration_s,
-            connections=settings.connections,
             samples=COMPARED,
         )
 
     def _run_load(self, candidate: Candidate, load: Load) -> ServiceRun:
         """Run *load* against the service of a store (a candidate), and return the result and the CPU time in seconds.
 
-        Raises KeyboardInterrupt if Ctrl-C ended the run, BenchFailed if the service ended.
+        Raises BenchFailed if the service ended.
         """
         service = candidate.service
         cpu_s = service.cpu_s()
         result = self._runs.run(load, candidate.name)
         used_s = service.cpu_s() - cpu_s
-        if result.interrupted:
-            raise KeyboardInterrupt
         if result.failed:
             process.fetch(f"{service.url}/livez")
         return ServiceRun(result, used_s)

@@ -11,14 +11,14 @@ from hotplate.bench.options import SweepOptions
 from hotplate.bench.planner.prices import load as load_prices
 from hotplate.bench.ru import charges as charge_measurement
 from hotplate.bench.ru.charges import ChargesPlan, MeasuredCharges
-from hotplate.bench.ru.levels import SweepPlan
+from hotplate.bench.ru.levels import Sweep
 from hotplate.bench.ru.run import account_regions, cost
 from hotplate.bench.ru.run import plan as plan_sweep
 from hotplate.cli.terminal import err
 from hotplate.stores.cosmos.charges import load as load_charges
 
 
-def confirmed_sweep(options: SweepOptions) -> SweepPlan:
+def confirmed_sweep(options: SweepOptions) -> Sweep:
     """Return the plan of a sweep, once its cost in an account is confirmed."""
     plan = plan_sweep(options)
     if options.account is not None:

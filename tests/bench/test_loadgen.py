@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from hotplate.base.http1 import Response
 from hotplate.base.report import Report, to_json
 from hotplate.bench import http
 from hotplate.bench.errors import BenchFailed
@@ -224,20 +223,17 @@ def test_a_plan_reads_the_rate_that_a_search_found(tmp_path: Path) -> None:
 
 def test_an_interrupted_search_does_not_say_that_no_rate_is_inside() -> None:
     inside = Trial(offered=500, result=serve_at(500, 1000))
-    stopped = Trial(offered=900, result=replace(serve_at(900, 1000), interrupted=True))
-    found = find_max_report(inside, stopped, interrupted=True)
+    found = find_max_report(inside, interrupted=True)
     assert found.exit_code == 1
     assert "500 requests/s" in found.sentence
     assert found.extra["search"]["highest"] == 500
-    for tried in ((), (stopped,)):
-        assert "No rate is inside" not in find_max_report(*tried, interrupted=True).sentence
+    assert "No rate is inside" not in find_max_report(interrupted=True).sentence
 
 
 def test_an_interrupted_search_does_not_break_the_objective() -> None:
     """Its sentence said that it was stopped before a rate was inside, and its complaint that no rate was."""
     outside = Trial(offered=1500, result=serve_at(1500, 1000), findings=[OUTSIDE])
-    stopped = Trial(offered=750, result=replace(serve_at(750, 1000), interrupted=True))
-    found = find_max_report(outside, stopped, interrupted=True)
+    found = find_max_report(outside, interrupted=True)
     assert found.sentence.startswith("The search was stopped before a rate was inside")
     assert not found.broken
     assert found.exit_code == 1
@@ -246,11 +242,10 @@ def test_an_interrupted_search_does_not_break_the_objective() -> None:
 def test_an_interrupted_search_does_not_say_that_the_generator_ended_it() -> None:
     inside = Trial(offered=500, result=serve_at(500, 1000))
     unclear = Trial(offered=1500, result=serve_at(1500, 1000), findings=[LATE])
-    stopped = Trial(offered=900, result=replace(serve_at(900, 1000), interrupted=True))
-    found = find_max_report(inside, unclear, stopped, interrupted=True)
+    found = find_max_report(inside, unclear, interrupted=True)
     assert found.sentence.startswith("The search was stopped: 500 requests/s are inside")
     assert not found.notes
-    in_its_rounds = find_max_report(inside, unclear, rounds=(stopped.result,), interrupted=True)
+    in_its_rounds = find_max_report(inside, unclear, rounds=(inside.result,), interrupted=True)
     assert in_its_rounds.extra["search"]["at_least"] == "the generator was late"
 
 
@@ -290,7 +285,6 @@ class KneeServer:
 
 def find_knee(server: KneeServer, duration: str, monkeypatch: pytest.MonkeyPatch) -> Report:
     monkeypatch.setattr(http, "LoadWorker", lambda: server)
-    monkeypatch.setattr(http, "send_one", lambda *_: Response(200, b"", b""))
     options = HttpOptions(
         url=URL, path="/", find_max=True, slo="p99=20ms", rate="100", duration=duration, repeat=3, warmup="0s"
     )
@@ -404,11 +398,22 @@ def test_ctrl_c_before_the_first_round_ends_a_measurement(
 
     worker = EndingWorker(stopped, run)
     monkeypatch.setattr(http, "LoadWorker", lambda: worker)
-    monkeypatch.setattr(http, "send_one", lambda *_: Response(200, b"", b""))
     display = ProgressDisplay(Console(file=io.StringIO()))
     with pytest.raises(KeyboardInterrupt):
         http.measure(make_plan(HttpOptions(url=URL, users=9, **options)), display)
     assert worker.runs == stopped
+
+
+def test_ctrl_c_during_a_trial_leaves_a_report_of_those_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(load: Load) -> Result:
+        return simulate(replace(load, requests=Gets("/"), check=failure_by_status), lambda arrival_s: arrival_s + 0.001)
+
+    monkeypatch.setattr(http, "LoadWorker", lambda: EndingWorker(4, run))
+    options = HttpOptions(url=URL, path="/", find_max=True, slo="p50=5ms", rate="100", duration="0.5s", warmup="0s")
+    stopped = http.measure(make_plan(options), ProgressDisplay(Console(file=io.StringIO())))
+    assert stopped.interrupted
+    assert stopped.sentence.startswith("The search was stopped: 200 requests/s are inside")
+    assert [point["at"] for point in stopped.extra["search"]["points"]] == [100, 200]
 
 
 def test_a_generator_that_dies_leaves_a_report_of_the_rounds_before(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -417,10 +422,9 @@ def test_a_generator_that_dies_leaves_a_report_of_the_rounds_before(monkeypatch:
     def run(load: Load) -> Result:
         return simulate(replace(load, requests=Gets("/"), check=failure_by_status), lambda arrival_s: arrival_s + 0.001)
 
-    for last, rounds in ((4, 2), (2, 0)):  # after a warm-up
+    for last, rounds in ((5, 2), (3, 0)):  # after a sample and a warm-up
         worker = EndingWorker(last, run, BenchFailed("the process of the load generator died"))
         monkeypatch.setattr(http, "LoadWorker", lambda worker=worker: worker)
-        monkeypatch.setattr(http, "send_one", lambda *_: Response(200, b"", b""))
         plan = make_plan(HttpOptions(url=URL, path="/", duration="0.1s", repeat=5))
         if not rounds:
             with pytest.raises(BenchFailed, match="died"):

@@ -18,6 +18,7 @@ import pytest
 from rich.console import Console
 
 from hotplate.base.report import Report, print_report, to_json
+from hotplate.bench.cosmos_emulator.latency_trace import read_trace
 from hotplate.bench.errors import BenchFailed, BenchMisused
 from hotplate.bench.lists import CheckResult
 from hotplate.bench.loadgen.load import Gets, Load
@@ -126,7 +127,7 @@ def test_the_answer_names_the_fastest_the_cheapest_and_a_shared_store() -> None:
     assert max(map(len, lines)) <= 80
     assert [len([line for line in lines if line.startswith(f"{name}  ")]) for name in ("files", "Redis")] == [1, 1]
     assert re.search(
-        r"If servers share a store: Redis, for 9 users cheaper than Cosmos DB from 3\d to 58,300 reads/s\.$",
+        r"If servers share a store: Redis, for 9 users cheaper than Cosmos DB from 3\d to 58,300 reads/s\. 95 %",
         comparison.sentence,
     )
     assert comparison.verdicts["p50"] == comparison.verdicts["p99"] == "files fastest; Redis 1.5 times (1.5 to 1.5)"
@@ -151,7 +152,30 @@ def test_p99_decided_by_stalls_is_no_difference() -> None:
     )
 
 
-@pytest.mark.parametrize(("disturbed", "notes"), [(1, []), (0, ["6 of 7 rounds fit into --budget 9s."])])
+def test_the_first_sentences_say_how_sure_they_are() -> None:
+    """A reader missed it, as the intervals and the number of rounds were below the table."""
+    files = store_runs("files", 0.002)
+    by_ratio = summary(files, store_runs("Redis", 0.003, 75.0))
+    intervals = r"95 % interval by 6 rounds: p99 of Redis / that of files 1\.\d+ to 1\.\d+, cost of Redis / that of "
+    assert re.search(intervals, by_ratio.sentence), by_ratio.sentence
+    assert re.search(r"95 % interval by 6 rounds: p99 of files 2\.\d+ ms to 2\.\d+ ms\.$", summary(files).sentence)
+    few = summary(store_runs("files", steady(0.002, 2)), store_runs("Redis", steady(0.003, 2)))
+    assert few.sentence.endswith("cost of Redis / that of files fewer than 5 rounds.")
+    wrong = summary(store_runs("files", 0.002, wrong=1))
+    assert "interval" not in wrong.sentence
+
+
+def test_one_disturbed_round_is_left_out() -> None:
+    """It was "1 disturbed ones"."""
+    origin = summary(store_runs("files", 0.002), disturbed=1).origins["measured"]
+    assert ", 1 of 7 rounds is left out as disturbed; " in origin
+    assert (
+        ", 2 of 8 rounds are left out as disturbed; "
+        in summary(store_runs("files", 0.002), disturbed=2).origins["measured"]
+    )
+
+
+@pytest.mark.parametrize(("disturbed", "notes"), [(1, []), (0, ["--budget 9s is enough for 6 of 7 rounds."])])
 def test_rounds_that_do_not_fit_into_the_budget_are_counted(disturbed: int, notes: list[str]) -> None:
     """With `--repeat 40 --budget 60s`, six rounds were reported without a word. Disturbed rounds were made."""
     options = StoresOptions(repeat=7, budget="9s")
@@ -251,27 +275,43 @@ def test_a_failure_keeps_the_rounds_before_it(tmp_path: Path, monkeypatch: pytes
         rounds.measure_rounds(setup, settings, display)
 
 
-@pytest.mark.parametrize("error", [BenchFailed("it answered no read"), KeyboardInterrupt()])
+@pytest.mark.parametrize("reason", ["Cosmos DB has no valid ones", "No such file or directory"])
 def test_a_recording_that_fails_keeps_the_comparison(
-    error: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It was lost, and after Ctrl-C the report said that nothing was measured."""
-    store = store_runs("Cosmos DB", 0.002)
+    """It was lost."""
+    wrong = int("valid" in reason)
+    store = store_runs("Cosmos DB", 0.002, wrong=wrong)
+    folder = tmp_path / "traces"
+    folder.mkdir()
+
+    def measure(*_: object) -> Measured:
+        folder.rmdir()
+        return Measured((store,), interrupted=False)
+
     setup = Setup((store.candidate,), ("1",))
     monkeypatch.setattr(stores_report, "prepared_stores", lambda *_: nullcontext(setup))
-    monkeypatch.setattr(stores_report, "measure_rounds", lambda *_: Measured((store,), interrupted=False))
-
-    async def record(*_: object) -> None:
-        raise error
-
-    monkeypatch.setattr(stores_report, "record", record)
-    name = tmp_path / "found"
-    done = run_stores(EMULATED, "--repeat", "6", "--record", tmp_path / "trace.json", "--out", name)
+    monkeypatch.setattr(stores_report, "measure_rounds", measure)
+    done = run_stores(EMULATED, "--repeat", "6", "--record", folder / "trace.json", "--out", tmp_path / "found")
     assert done.returncode == 1
-    assert done.stdout.startswith("Latencies are assumed.")
-    is_stopped = isinstance(error, KeyboardInterrupt)
-    assert ("it was stopped before its end" in done.stdout) is is_stopped
-    assert ("the latencies were not recorded: it answered no read" in done.stdout) is not is_stopped
+    printed = " ".join(done.stdout.split())
+    assert "LOOK OUT: the latencies were not recorded: " in printed
+    assert reason in printed
+    assert done.stdout.startswith("Cosmos DB: 1 of 5" if wrong else "Latencies are assumed.")
+
+
+def test_latencies_of_the_rounds_are_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = store_runs("Cosmos DB", 0.002)
+    monkeypatch.setattr(stores_report, "prepared_stores", lambda *_: nullcontext(Setup((store.candidate,), ("1",))))
+    monkeypatch.setattr(stores_report, "measure_rounds", lambda *_: Measured((store,), interrupted=False))
+    path = tmp_path / "trace.json"
+    done = run_stores(EMULATED, "--repeat", "6", "--record", path, "--out", tmp_path / "found")
+    assert f"replay them by --latency {path}" in " ".join(done.stdout.split())
+    trace = read_trace(path)
+    assert trace.count == sum(result.ok for result in store.results)
+    latencies_us = [latency_us for latency_us, _ in trace.counts]
+    assert pytest.approx(min(latencies_us), rel=0.01) == 2_000
+    assert pytest.approx(max(latencies_us), rel=0.01) == 2_040
 
 
 @pytest.mark.parametrize("last", [1, 4], ids=["warm-up", "round"])
@@ -384,7 +424,7 @@ def test_no_store_of_two_equal_ones_is_called_the_cheapest() -> None:
     runs = steady(0.002)
     comparison = summary(store_runs("a", runs, 50.0, url="file:///a"), store_runs("b", runs, 50.0, url="file:///b"))
     assert "heapest" not in comparison.sentence
-    assert comparison.sentence.endswith("No difference in cost is proven between a and b.")
+    assert "No difference in cost is proven between a and b. 95 % interval by 6 rounds: " in comparison.sentence
 
 
 def test_popular_lists_break_a_store_and_the_verdict() -> None:

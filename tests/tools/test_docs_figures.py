@@ -4,6 +4,7 @@ import json
 import os
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from hotplate.stores.cosmos import charges as cosmos_charges
 from tests.support.command import hotplate
 from tests.support.paths import ROOT
 from tests.support.processes import run_process
-from tools.docs_figures import FOLDER, RUNS, benchmarks, keep, printed, write_tables
+from tools.docs_figures import FOLDER, keep, printed, read, write_tables
 
 PLAN = "--users 1M --peak-rps 500 --profile evening --zipf 0.9"
 STATS = dict.fromkeys(("min", "max", "mean", "stddev", "median", "iqr", "rounds", "iterations"), 1.0)
@@ -65,14 +66,14 @@ def a_report() -> Report:
     )  # fmt: skip
 
 
-def kept(folder: Path, *results: dict[str, Any]) -> list[Row]:
-    """Keep results of runs in *folder*, and return the figures of all of them."""
+def kept(folder: Path, *results: dict[str, Any]) -> Sequence[Row]:
+    """Keep results of runs in *folder*, and return the figures of the last one."""
     folder.mkdir()
     files = [folder / f"result-{number}.json" for number in range(len(results))]
     for file, facts in zip(files, results, strict=True):
         file.write_text(json.dumps(facts))
     keep(files, folder / "kept")
-    return benchmarks(folder / "kept")
+    return read(folder / "kept" / "run.json").rows
 
 
 def test_only_a_measured_cpu_time_is_called_cpu(tmp_path: Path) -> None:
@@ -101,14 +102,6 @@ def test_the_tables_of_the_docs_are_of_the_kept_runs(tmp_path: Path) -> None:
         assert copy.read_text() == page.read_text()
 
 
-def test_figures_of_different_cpus_are_not_merged(tmp_path: Path) -> None:
-    """A table had "0.636 to 3.46 µs", of two kinds of CPU."""
-    runs = [run(day, median_s=0.001 * day) for day in (1, 2, 3)]
-    runs[0]["machine_info"]["cpu"] = {"brand_raw": "Xeon"}
-    row, *_ = kept(tmp_path / "results", *runs)
-    assert row.values == (2.0, 3.0)
-
-
 def test_hosts_branches_and_paths_are_not_kept(tmp_path: Path) -> None:
     kept(tmp_path / "results", run(1), to_json(a_report()))
     files = list((tmp_path / "results" / "kept").iterdir())
@@ -118,24 +111,24 @@ def test_hosts_branches_and_paths_are_not_kept(tmp_path: Path) -> None:
         assert "EPYC" in file.read_text()
 
 
-def test_the_latest_runs_become_tables_between_the_marks_of_both_pages(tmp_path: Path) -> None:
+def test_the_last_run_becomes_tables_between_the_marks_of_both_pages(tmp_path: Path) -> None:
     folder = tmp_path / "kept"
     readme = tmp_path / "README.md"
     page = tmp_path / "measuring.md"
-    runs = [run(1), *(run(day) for day in range(2, RUNS)), run(RUNS, 0.003, 3.0), run(RUNS + 1, 0.004, 1.0)]
+    runs = [run(1, 0.003, 3.0), run(2)]
     files = [tmp_path / f"{day}.json" for day in range(len(runs))]
     for file, results in zip(files, runs, strict=True):
         file.write_text(json.dumps(results))
     (tmp_path / "report.json").write_text(json.dumps(to_json(a_report())))
     keep([*files, tmp_path / "report.json"], folder)
     names = sorted(file.name for file in folder.iterdir())
-    assert names == [f"run-2026-11-{day:02}-0600.json" for day in range(2, RUNS + 2)] + ["stores.json"]
+    assert names == ["run.json", "stores.json"]
     page.write_text(MARKS)
     readme.write_text(MARKS.replace("make figures", "make figures: stores") + MARKS)
     write_tables(folder, readme, page)
     assert "redis  1.5 *       30\n" in readme.read_text()
     assert "\n* assumed\n```\n" in readme.read_text()
-    assert "| the same: rate against nginx | 2 times (1 to 3) |" in readme.read_text()
+    assert "| the same: rate against nginx | 2 times |" in readme.read_text()
     assert "a read: CPU" not in readme.read_text()
     assert "| a read: CPU | " in page.read_text()
     assert "nginx" not in page.read_text()
@@ -165,7 +158,7 @@ def test_the_first_line_of_bench_stores_has_the_rates_of_the_planner() -> None:
     load = InputSource("bench stores", {"users": users, "peak_rps": 800})
     plan = calculate(merge([load]), price_list.load(price_list.OURS), cosmos_charges.load())
     (rates,) = break_even(plan)
-    assert shown.endswith(f" users cheaper than Cosmos DB {rates.describe('reads/s')}.")
+    assert f" users cheaper than Cosmos DB {rates.describe('reads/s')}." in shown
 
 
 def test_the_readme_shows_what_a_plan_prints() -> None:
@@ -184,7 +177,7 @@ def cpu_by_stores(subject: str) -> float:
 
 def benchmarked() -> dict[tuple[str, str], float]:
     """Return the published medians by subject and figure, as ("a read from Redis, 16 in flight", "CPU")."""
-    rows = benchmarks(FOLDER)
+    rows = read(FOLDER / "run.json").rows
     return {(row.subject, row.figure.rpartition(": ")[2]): row.value or 0.0 for row in rows}
 
 

@@ -1,6 +1,5 @@
 """Recorded latencies of a Cosmos DB, and their replay."""
 
-import asyncio
 import json
 from collections import Counter
 from pathlib import Path
@@ -9,13 +8,9 @@ import numpy as np
 import pytest
 
 from hotplate.bench.cosmos_emulator.faults import parse_latency
-from hotplate.bench.cosmos_emulator.latency_trace import FORMAT, LatencyTrace, read_trace
+from hotplate.bench.cosmos_emulator.latency_trace import FORMAT, LatencyTrace
 from hotplate.bench.errors import BenchMisused
-from hotplate.bench.lists import Shape, publish_rows
-from hotplate.bench.stores.recording import record
-from hotplate.stores.connect import run_on
 from tests.support.command import hotplate
-from tests.support.cosmos_server import emulator
 
 PERCENTILES = (50, 99, 99.9)
 
@@ -35,18 +30,6 @@ def test_a_trace_is_replayed_within_5_percent(tmp_path: Path) -> None:
     replayed_us = [1e6 * draw_s() for _ in range(100_000)]
     for percent in PERCENTILES:
         assert np.percentile(replayed_us, percent) == pytest.approx(np.percentile(recorded_us, percent), rel=0.05)
-
-
-def test_reads_are_recorded_with_their_latencies(tmp_path: Path) -> None:
-    with emulator("--latency", "p50=4ms,p99=10ms") as account:
-        url = f"cosmos+{account.endpoint}lists?ru=10000"
-        shape = Shape(20, 5)
-        run_on(url, lambda store: publish_rows(store, shape.batches(shape.values()), shape.plan))
-        trace = asyncio.run(record(url, [f"{number:08d}" for number in range(20)], reads=300))
-    trace.save(tmp_path / "trace.json")
-    assert read_trace(tmp_path / "trace.json") == trace
-    assert trace.count == 300
-    assert min(latency_us for latency_us, _ in trace.counts) > 0
 
 
 def test_another_file_is_refused(tmp_path: Path) -> None:

@@ -23,7 +23,6 @@ from hotplate.bench.ru.levels import (
     Level,
     LevelTrial,
     Sweep,
-    SweepPlan,
     from_store,
     measure_level,
     report,
@@ -115,10 +114,12 @@ def test_ten_second_window_gains_no_extra_budget(ru: int, charge_ru: float, offs
     level = measured(ru, charge_ru, offset_s=offset_s)
     assert not level.is_computed
     assert level.reads_per_s == pytest.approx(ru / charge_ru, rel=0.02)
-    assert level.at(OVERLOAD).refused == pytest.approx(1 - 1 / OVERLOAD, abs=0.02)
-    assert level.at(CALM).throttled == 0
-    assert level.at(CALM).refused < 0.001
-    calm = level.at(CALM)
+    assert level.overload is not None
+    assert level.overload.refused == pytest.approx(1 - 1 / OVERLOAD, abs=0.02)
+    calm = level.calm
+    assert calm is not None
+    assert calm.throttled == 0
+    assert calm.refused < 0.001
     assert calm.result.due == pytest.approx(
         CALM * ru / charge_ru * len(calm.result.seconds), rel=0.02
     )  # of counted seconds only
@@ -126,7 +127,8 @@ def test_ten_second_window_gains_no_extra_budget(ru: int, charge_ru: float, offs
 
 def test_level_that_used_burst_capacity_is_refused() -> None:
     level = measured(400, emulated=False, saved_ru=400 * 300)
-    assert level.at(OVERLOAD).accepted_per_s > BURST * 400
+    assert level.overload is not None
+    assert level.overload.accepted_per_s > BURST * 400
     assert level.is_computed
     assert "burst capacity" in level.outcome.reason
     assert level.reads_per_s == 400  # by the charge, not by what was saved up
@@ -188,25 +190,11 @@ def test_nearly_reached_level_keeps_its_measurement() -> None:
     assert reported_run.exit_code == 0
 
 
-def test_trial_interrupted_before_its_counted_seconds_is_reported() -> None:
-    """Ctrl-C in the first second of the trial of latencies ended `bench ru` with a ValueError, without a report."""
-    complete = Account(400, 1.0).attempt(LEVEL, 3)
-
-    def attempt(share: float) -> LevelTrial:
-        if share != CALM:
-            return complete(share)
-        result = complete(share).result
-        return trial(share, replace(result, seconds=result.seconds[:1], interrupted=True), throttled=0)
-
-    measured_level = measure_level(LEVEL, attempt, emulated=True)
-    assert measured_level.at(CALM).result.seconds == ()
-    planned = SweepPlan(SweepOptions(), levels=(400, 1_000, 4_000), sizes_kb=(1,), duration_s=6)
-    sweep = Sweep(planned, levels=[measured_level])
-    reported_run = report(sweep, Ending(), load_prices())
+def test_ctrl_c_leaves_a_report_of_the_levels_before() -> None:
+    planned = Sweep(SweepOptions(), levels=(400, 1_000, 4_000), sizes_kb=(1,), duration_s=6)
+    reported_run = report(replace(planned, measured=[measured(400)]), Ending(interrupted=True), load_prices())
     assert reported_run.interrupted
-    assert "400 RU/s: p99 is not known, it was interrupted." in reported_run.notes
     assert "1,000 RU/s, 4,000 RU/s: not measured." in reported_run.notes
-    assert row(reported_run, "p99").value is None
     assert row(reported_run, "reads/s").value == pytest.approx(400, rel=0.02)
 
 
@@ -226,7 +214,7 @@ def test_unreachable_deadline_is_reported() -> None:
 def test_answer_is_about_the_highest_requested_level() -> None:
     attempt = Account(400, 1.0).attempt(LEVEL, 3)
     small = measure_level(LEVEL, attempt, emulated=True)
-    reported_run = reported(small, replace(small, ru=11_000, trials=(), outcome=COMPUTED_FOR("this machine is slow")))
+    reported_run = reported(small, replace(LEVEL, ru=11_000, outcome=COMPUTED_FOR("this machine is slow")))
     assert reported_run.sentence == (
         "On an emulator, 100 RU/s carry 100 reads/s of 1 KB for 5.84 USD a month; "
         "11,000 RU/s carry (computed) 11,000 for 642 USD."
@@ -255,6 +243,12 @@ def test_levels_of_autoscale_are_priced_as_autoscale() -> None:
     assert row(reported_run, "USD/month autoscale", subject).value == pytest.approx(350.4)
     reads_a_month = 4_000 * 730 * 3_600
     assert row(reported_run, "USD per billion reads", subject).value == pytest.approx(350.4 / reads_a_month * 1e9)
+
+
+def test_the_answer_has_the_interval_of_the_reads() -> None:
+    """Nothing said how sure the reads/s of the first line were."""
+    level = measure_level(LEVEL, Account(400, 1.0).attempt(LEVEL, 6), emulated=True)
+    assert "95 % interval by 6 seconds: reads/s of 400 RU/s 400 to 400." in reported(level).sentence
 
 
 def test_a_plan_plots_a_curve_for_each_size_of_lists() -> None:
@@ -295,19 +289,19 @@ def test_popular_lists_at_90_percent_load_break_the_run_of_an_account() -> None:
 
 
 def test_levels_that_were_not_measured_are_named_in_the_order_of_the_measurement() -> None:
-    planned = SweepPlan(SweepOptions(), levels=(400, 1_000), sizes_kb=(1, 4), duration_s=6)
-    notes = report(Sweep(planned, levels=[measured(400)]), Ending(interrupted=True), load_prices()).notes
+    planned = Sweep(SweepOptions(), levels=(400, 1_000), sizes_kb=(1, 4), duration_s=6)
+    notes = report(replace(planned, measured=[measured(400)]), Ending(interrupted=True), load_prices()).notes
     assert "1,000 RU/s, 1 KB, 400 RU/s, 4 KB, 1,000 RU/s, 4 KB: not measured." in notes
 
 
 def reported(*levels: Level, account: str | None = None, options: SweepOptions | None = None) -> Report:
-    planned = SweepPlan(
+    planned = Sweep(
         options or SweepOptions(account=account),
         levels=tuple({level.ru for level in levels}),
         sizes_kb=tuple({level.size_kb for level in levels}),
         duration_s=6,
     )
-    return report(Sweep(planned, levels=list(levels)), Ending(), load_prices())
+    return report(replace(planned, measured=list(levels)), Ending(), load_prices())
 
 
 def row(report: Report, figure: str, subject: str = "400 RU/s") -> Row:

@@ -277,6 +277,17 @@ def test_charges_are_shown_with_the_hundredths_that_azure_reports() -> None:
     assert re.search(r"upsert, 4 KB +13\.34 +13\.01 ", text.getvalue()), text.getvalue()
 
 
+def test_deviations_of_charges_have_a_sign() -> None:
+    """They were 2.5 and -2.4 %."""
+    rows = [Charge("upsert", 4, 13.34, 13.01, 0.02), Charge("read", 4, 12.7, 13.01)]
+    report = MeasuredCharges("an account", "today", rows, {}, OURS).report()
+    text = io.StringIO()
+    print_report(report, Console(file=text, width=80))
+    assert re.search(r"upsert, 4 KB +13\.34 +13\.01 +\+2\.5 %\n", text.getvalue()), text.getvalue()
+    assert re.search(r"read, 4 KB +12\.70 +13\.01 +-2\.4 %\n", text.getvalue()), text.getvalue()
+    assert report.sentence.endswith("medians of 3, which differ by at most 0.02 RU.")
+
+
 def test_measured_charge_file_matches_the_account(measured: MeasuredCharges, theirs: Path, tmp_path: Path) -> None:
     path = tmp_path / "charges.toml"
     path.write_text(measured.to_toml())
