@@ -277,15 +277,15 @@ def test_prices_are_replaced_by_a_file_and_each_has_a_source(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("old", "new", "sentence"),
     [
-        ("amount = 0.008", 'amount = "much"', r"ru_hour: Expected `float`, got `str` - at `\$.amount`"),
-        ("amount = 0.008", "usd = 0.008", r"ru_hour: Object missing required field `amount`"),
-        ("amount = 0.008", "amount = nan", r"ru_hour: Expected `float` >= 0.0 - at `\$.amount`"),
+        ("amount = 0.008", 'amount = "much"', r"Expected `float`, got `str` - at `\$.ru_hour.amount`"),
+        ("amount = 0.008", "usd = 0.008", r"Object missing required field `amount` - at `\$.ru_hour`"),
+        ("amount = 0.008", "amount = nan", r"Expected `float` >= 0.0 - at `\$.ru_hour.amount`"),
         ("gb = 960", "gb = inf", r"Expected `float` < 1\d+.0 - at `\$.redis\[\d+\].gb`"),
         ("gb = 960", "gb = nan", r"Expected `float` > 0.0 - at `\$.redis\[\d+\].gb`"),
         ('name = "B3"', 'name = "B1"', "two sizes of Redis have the same name"),
         ("shards = 6", "shards = 0", r"Expected `int` >= 1 - at `\$.redis\[\d+\].shards`"),
         ('currency = "USD"', 'currency = "$"', "matching regex"),
-        ("date = 2022-03-31", 'date = "last year"', r"ru_hour: Invalid RFC3339 encoded date - at `\$.date`"),
+        ("date = 2022-03-31", 'date = "last year"', r"Invalid RFC3339 encoded date - at `\$.ru_hour.date`"),
     ],
 )
 def test_malformed_price_file_is_refused(old: str, new: str, sentence: str, tmp_path: Path) -> None:
