@@ -167,15 +167,18 @@ def choose(condition: Expression, when_true: Number, otherwise: Number) -> Expre
     return as_expression(when_true if condition.result else otherwise).decided_by(condition)
 
 
-def least_possible(terms: Mapping[str, Expression]) -> Expression:
-    """Return the least of the *terms*, by name, that are possible; the obstacles of all, if none is."""
-    possible = [term for term in terms.values() if not term.obstacle]
-    if possible:
-        least = possible[0] if len(possible) == 1 else smallest(*possible)
-        return Expression(least.result, least.text, arguments=tuple(terms.values()))
-    obstacles = "; ".join(f"{name}: {term.obstacle}" for name, term in terms.items())
-    text = f"min({', '.join(term.text for term in terms.values())})"
-    return Expression(NotPossible(obstacles), text, arguments=tuple(terms.values()))
+def at_most(value: Expression, bound: Number, limit: str) -> Expression:
+    """Return *value*, which is not possible above the *bound*.
+
+    *limit* is the obstacle as a format of both, as "regions: {:.0f}, and serverless has one".
+    """
+
+    def check(number: float, most: float) -> float:
+        if number > most:
+            raise NotPossible(limit.format(number, most))
+        return number
+
+    return apply(check, value, as_expression(bound), text=value.text, rank=value.rank)
 
 
 def ceiling(number: Number, multiple_of: int = 1) -> Expression:

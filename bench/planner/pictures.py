@@ -30,9 +30,6 @@ def _plot_cost(plan: CapacityPlan) -> Plot:
     rates = tuple(plan.inputs.peak_rps * factor for factor in PLOTTED_RATES)
     plans = [plan.with_inputs(peak_rps=rate) for rate in rates]
 
-    def total(name: str) -> tuple[float | None, ...]:
-        return tuple(at.possible(name) for at in plans)
-
     marks = {plan.inputs.peak_rps: THIS_PLAN}
     for cheaper in break_even(plan):
         if rates[0] < cheaper.low < rates[-1]:
@@ -43,8 +40,8 @@ def _plot_cost(plan: CapacityPlan) -> Plot:
         x="requests/s in the busiest hour",
         y=f"{plan.prices.currency} a month",
         curves=(
-            Curve("Cosmos DB at its cheapest", rates, total("cheapest_total")),
-            Curve("Redis", rates, total("redis_total")),
+            Curve("Cosmos DB at its cheapest", rates, tuple(at.possible(f"{at.cheapest}_total") for at in plans)),
+            Curve("Redis", rates, tuple(at.possible("redis_total") for at in plans)),
         ),
         log_x=True,
         log_y=True,

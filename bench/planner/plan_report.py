@@ -12,7 +12,7 @@ from hotplate.bench.planner.plan import CapacityPlan, RateRange, break_even
 from hotplate.bench.planner.saved_plan import Baseline, describe_growth
 from hotplate.bench.planner.serving_options import CARRIED, COSTS, TODAY, pod_store
 from hotplate.bench.verdict import Gravity, concluded, findings_of
-from hotplate.stores.cosmos.url import AUTOSCALE_STEP, INITIAL_PARTITION_RU, MANUAL_MIN, MANUAL_STEP, MAX_RU
+from hotplate.stores.cosmos.url import AUTOSCALE_STEP, INITIAL_PARTITION_RU, MANUAL_MIN, MANUAL_STEP
 
 # Outside of all figures.
 NOT_PRICED = (
@@ -488,9 +488,6 @@ def warnings(plan: CapacityPlan) -> Iterator[str]:
     inputs = plan.inputs
     if plan.mode is not None:
         yield from _cosmos_warnings(plan, plan.mode)
-    measured = (inputs.cosmos_pod_rps, inputs.redis_pod_rps, inputs.files_pod_rps)
-    if inputs.p99_ms is not None and not any(measured):
-        yield f"nothing shows that a p99 of {inputs.p99_ms:g} ms is kept; give --from-report of bench http --find-max"
     if plan.mode not in (None, inputs.capacity):
         obstacle = plan.figures[f"{inputs.capacity}_total"].obstacle
         yield f"--capacity {inputs.capacity} is not possible ({obstacle}); the plan is {COSMOS_MODES[str(plan.mode)]}"
@@ -504,8 +501,6 @@ def _cosmos_warnings(plan: CapacityPlan, mode: str) -> Iterator[str]:
     if plan.is_possible("serve_ru") and "manual" in (mode, cheapest):
         yield from _partition_warnings(plan)
 
-    if plan.number("publish_ru_s") >= MAX_RU:
-        yield f"{MAX_RU:,} RU/s and more for a container need a support ticket"
     if plan.number("control_ru") > MANUAL_MIN:
         yield (
             f"the pods poll the catalogue with {plan.figures['polls_ru']} in all; its container is created with "
