@@ -313,8 +313,9 @@ def read_report(path: Path) -> Report:
 def from_report(report: Report, path: Path) -> InputSource:
     """Return the inputs of a plan that a report of `hotplate bench` measured, with the report as their source.
 
-    A report of `bench http --find-max` has the requests/s of a pod with its store. One of `bench stores` has the CPU of a request from each. One of `bench ru` has no
-    input, but plans plot it. *path* is the report's file. Raises PlanMisused for a report with nothing to use.
+    A report of `bench http --find-max` has the requests/s of a pod with its store. One of `bench stores` has the CPU of
+    a request from each. One of `bench ru` has no input, but plans plot it. *path* is the report's file. Raises
+    PlanMisused for a report with nothing to use.
     """
     values = dict[str, object]()
     if report.kind == "http":

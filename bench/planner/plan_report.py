@@ -8,7 +8,7 @@ from hotplate.base.report import Column, Report, Row, TextTable, format_count, f
 from hotplate.bench.planner import serving_options, sizing
 from hotplate.bench.planner.formulas import explain
 from hotplate.bench.planner.inputs import CAPACITIES, INPUT_FIELDS, POD_STORES
-from hotplate.bench.planner.plan import CapacityPlan, RateRange, break_even
+from hotplate.bench.planner.plan import CapacityPlan, break_even
 from hotplate.bench.planner.saved_plan import Baseline, describe_growth
 from hotplate.bench.planner.serving_options import CARRIED, COSTS, TODAY, pod_store
 from hotplate.bench.verdict import Gravity, concluded, findings_of
@@ -34,6 +34,7 @@ COST_COLUMNS = tuple(
     Column(name, f"Cosmos DB\n{heading}" if name in CAPACITIES else heading, digits=3)
     for name, heading in OPTION_HEADINGS.items()
 )
+STORE_NAMES = {"cosmos": "Cosmos DB", "redis": "Redis", "files": "files"}
 COSMOS_MODES = {"manual": "with fixed RU/s", "autoscale": "with autoscale", "serverless": "as serverless"}
 NOTABLE_SKEW = 1.05
 COSTLY_SKEW = 1.5
@@ -245,15 +246,11 @@ def _format_hours(hours: float) -> str:
 def _usage_today(plan: CapacityPlan) -> str:
     """Say what is provisioned today, what it costs, and how much of it is used."""
     today = f"{plan.figures['have_ru']} for {_rounded(plan, 'today_cost')} {plan.prices.currency} a month"
-    if not plan.is_possible("today_use"):
-        return today
-    if plan.number("today_use") > 1:
-        return f"{today}; reads need {plan.number('reads_plain_ru'):,.0f}"
-    used = f"{today}, {plan.number('today_use'):.1%} used by reads in the busiest hour"
-    over = plan.possible("over_ru")
-    if over:
-        used += f"; {over:,.0f} more than needed, {_rounded(plan, 'over_cost')} a month"
-    return used
+    if plan.is_possible("today_use"):
+        today += f", {plan.figures['today_use']} used in the busiest hour"
+    if plan.possible("over_ru"):
+        today += f"; {plan.number('over_ru'):,.0f} more than needed, {_rounded(plan, 'over_cost')} a month"
+    return today
 
 
 def _first_refused_rate(plan: CapacityPlan, container: ContainerFigures) -> str:
@@ -268,32 +265,20 @@ def _first_refused_rate(plan: CapacityPlan, container: ContainerFigures) -> str:
 
 def _describe_pods(plan: CapacityPlan) -> str:
     """Return the pods by store, and the size of each."""
-    pods = {store: f"{plan.number(f'{store}_pods'):,.0f}" for store in POD_STORES}
-    counts = pods["cosmos"]
-    if len({*pods.values()}) > 1:
-        counts = f"Cosmos DB {pods['cosmos']}, Redis {pods['redis']}, files {pods['files']}"
-    return f"{counts} of {plan.inputs.pod_cpus:g} vCPU  (--why cosmos_pods)"
+    counts = ", ".join(f"{name} {plan.number(f'{store}_pods'):,.0f}" for store, name in STORE_NAMES.items())
+    return f"{counts}, of {plan.inputs.pod_cpus:g} vCPU  (--why cosmos_pods)"
 
 
 def _compare_redis(plan: CapacityPlan) -> str:
-    """Return at which rates Redis costs less than Cosmos DB, of those at which both are possible."""
+    """Return at which rates Redis costs less than Cosmos DB, with the limits that end them."""
     ranges = break_even(plan)
-    if ranges:
-        return f"costs less than Cosmos DB {', and '.join(map(_describe_range, ranges))}"
-
-    smallest = plan.with_inputs(peak_rps=INPUT_FIELDS["peak_rps"].metadata["low"])
-    if smallest.limit:
-        return f"{smallest.limit.removeprefix('Redis ')} at any rate"
-    return "costs more than Cosmos DB at any rate at which both are possible"
-
-
-def _describe_range(rates: RateRange) -> str:
-    """Return a range of rates in words, with the limit that ends it."""
-    described = rates.describe("requests/s")
-    if rates.high is None:
-        return f"{described}, in the busiest hour" if rates.low else described
-    limit = f"; above, {rates.limit}" if rates.limit else ""
-    return f"{described} in the busiest hour{limit}"
+    if not ranges:
+        return "costs less than Cosmos DB at no rate at which both are possible"
+    described = list[str]()
+    for rates in ranges:
+        limit = f"; above, {rates.limit}" if rates.limit else ""
+        described.append(f"{rates.describe('requests/s in the busiest hour')}{limit}")
+    return f"costs less than Cosmos DB {', and '.join(described)}"
 
 
 def describe_shortage(plan: CapacityPlan) -> Iterator[str]:
@@ -311,8 +296,7 @@ def describe_shortage(plan: CapacityPlan) -> Iterator[str]:
         shortage = f"{plan.figures['have_ru']} are split over {plan.figures['have_partitions']}"
 
     if refused:
-        lost = f"{100 * refused:.0f} of 100" if refused >= 0.005 else f"{1e6 * refused:,.0f} of 1,000,000"
-        yield f"{shortage}: {lost} reads get 429"
+        yield f"{shortage}: {format_value(refused, 'share')} of reads get 429"
     elif short:
         yield f"{shortage}: the busiest hour fits as a mean, its peaks get 429"
     elif obstacle:
@@ -377,24 +361,19 @@ def _compare_costs(plan: CapacityPlan, bounds: PriceBounds) -> str:
     Prices are known within bounds. One store is only said to cost less if it does at any prices within them, else
     probably, or about the same if they differ little.
     """
+    cosmos = f"Cosmos DB {COSMOS_MODES.get(str(plan.cheapest), '')}".rstrip()
+    names = {plan.cheapest or "manual": cosmos, "redis": "Redis"}
     files = f"files in the pods {_describe_cost(plan, 'files')}"
     if plan.cheapest is None or not plan.is_possible("redis_total"):
-        cosmos_name = "Cosmos DB"
-        if plan.cheapest is not None:
-            cosmos_name = f"Cosmos DB {COSMOS_MODES[plan.cheapest]}"
-        cosmos_cost = _describe_cost(plan, plan.cheapest or "manual", one=True)
-        return f"{cosmos_name} {cosmos_cost}; Redis {_describe_cost(plan, 'redis', one=True)}; {files}"
+        costs = [f"{name} {_describe_cost(plan, option, one=True)}" for option, name in names.items()]
+        return "; ".join([*costs, files])
 
-    names = {plan.cheapest: f"Cosmos DB {COSMOS_MODES[plan.cheapest]}", "redis": "Redis"}
-    totals = {option: plan.number(f"{option}_total") for option in names}
-    cheaper, dearer = sorted(names, key=lambda option: totals[option])
-    less = f"({rounded(totals[cheaper], 3)} {plan.prices.currency} a month in all)"
-    more = f"({rounded(totals[dearer], 3)} {plan.prices.currency})"
-    certainty = ""
-    if not _is_surely_cheaper(bounds, cheaper, dearer):
-        if totals[dearer] <= ABOUT_THE_SAME * totals[cheaper]:
-            return f"{names[cheaper]} {less} and {names[dearer]} {more} cost about the same; {files}"
-        certainty = "probably "
+    cheaper, dearer = sorted(names, key=lambda option: plan.number(f"{option}_total"))
+    less = f"({_rounded(plan, f'{cheaper}_total')} {plan.prices.currency} a month in all)"
+    more = f"({_rounded(plan, f'{dearer}_total')} {plan.prices.currency})"
+    certainty = "" if _is_surely_cheaper(bounds, cheaper, dearer) else "probably "
+    if certainty and plan.number(f"{dearer}_total") <= ABOUT_THE_SAME * plan.number(f"{cheaper}_total"):
+        return f"{names[cheaper]} {less} and {names[dearer]} {more} cost about the same; {files}"
     return f"{names[cheaper]} {certainty}costs less {less} than {names[dearer]} {more}; {files}"
 
 

@@ -403,8 +403,8 @@ def fullest_shard_factor(shards: float, releases: float) -> float:
 def _add_totals(table: FigureTable, cost_unit: str) -> None:
     """Add to *table* the total with each way to store the lists, by the costs of each store alone.
 
-    `cosmos_total` is that of Cosmos DB with the chosen capacity mode. Only Cosmos DB has a gateway. The total of a store
-    that is not possible is an obstacle.
+    `cosmos_total` is that of Cosmos DB with the chosen capacity mode. Only Cosmos DB has a gateway. The total of a
+    store that is not possible is an obstacle.
     """
     term = table.expression
     _add_training_cost(table, cost_unit)

@@ -308,10 +308,10 @@ def test_memory_is_explained_by_the_releases_that_are_kept(kept: int) -> None:
 def test_shortage_follows_from_reads() -> None:
     # Without headroom, provisioned RU/s equal those of the reads.
     plan_report = report(a_plan(peak_rps=6_800, have_ru=400, ru_utilisation=1), "prices.toml")
-    assert plan_report.sentence.startswith("Short by 6,400 RU/s: 94 of 100 reads get 429. Provision 6,800 RU/s, and ")
+    assert plan_report.sentence.startswith("Short by 6,400 RU/s: 94.1 % of reads get 429. Provision 6,800 RU/s, and ")
     # A container of 6,100 RU/s has two partitions, of which one gets 0.9 + 0.05 of the reads, 3,800 of 4,000.
     split = report(a_plan(peak_rps=4_000, have_ru=6_100, hot_share=0.9), "prices.toml")
-    assert split.sentence.startswith("6,100 RU/s are split over 2 partitions: 19 of 100 reads get 429. ")
+    assert split.sentence.startswith("6,100 RU/s are split over 2 partitions: 18.8 % of reads get 429. ")
     assert split.exit_code == 3
     headroom = report(a_plan(peak_rps=700, have_ru=800), "prices.toml")
     assert headroom.sentence.startswith("Short by 200 RU/s: the busiest hour fits as a mean, its peaks get 429. ")
@@ -387,7 +387,7 @@ def test_break_even_ends_where_redis_is_not_possible() -> None:
     assert "Redis is not possible (reads/s: 300,000, above 297,000 " in planned.sentence
     assert "Redis costs" not in planned.sentence
     memory = report(a_plan(users=1_000_000_000), "prices.toml")
-    assert memory.verdicts["Redis"] == "is not possible (memory) at any rate"
+    assert memory.verdicts["Redis"] == "costs less than Cosmos DB at no rate at which both are possible"
 
 
 def test_hot_user_beyond_a_partition_rules_out_cosmos() -> None:
