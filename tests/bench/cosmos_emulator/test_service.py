@@ -129,16 +129,17 @@ def test_unindexed_condition_is_charged_for_loaded_documents(
 @pytest.mark.parametrize(
     ("where", "ids"),
     [
-        ('c.kind = "a" AND c.kind = "b"', []),
-        ('c.kind IN ("a", "b") AND c.kind = "a"', ["0"]),
-        ('c.id IN ("0", "1") AND c.id IN ("1", "2")', ["1"]),
+        ("c.kind = @a AND c.kind = @b", []),
+        ("c.kind IN (@a, @b) AND c.kind = @a", ["0"]),
+        ("c.id IN (@0, @1) AND c.id IN (@1, @2)", ["1"]),
     ],
 )
 def test_all_conditions_on_one_property_are_met(direct: Direct, where: str, ids: list[str]) -> None:
     """The last condition on a property replaced the others."""
     for n, kind in enumerate("abc"):
         direct.item("POST", str(n), {"id": str(n), "kind": kind})
-    documents = body_of(direct.query(f"SELECT * FROM c WHERE {where}"))["Documents"]
+    parameters = [{"name": f"@{value}", "value": value} for value in "abc012"]
+    documents = body_of(direct.query(f"SELECT * FROM c WHERE {where}", parameters))["Documents"]
     assert [document["id"] for document in documents] == ids
 
 
