@@ -84,9 +84,7 @@ class Authenticator:
         if unquote(request.header(b"authorization")) == f"type=master&ver=1.0&sig={signature}":
             return
 
-        signed = f"verb {verb}, type {resource_type}, link {link}, date {date[:40]}"
-        message = "The input authorization token can't serve the request: another key or another text was signed"
-        raise HttpError(401, f"{message}. The emulator signed: {signed}")
+        raise HttpError(401, f"another key or another text was signed than {resource_type} {link[:100]} at {date[:40]}")
 
 
 @lru_cache(256)

@@ -96,7 +96,7 @@ class Inputs:
     growth_percent: float = _load("%/month", "growth of users, items and requests", 0.0, "no growth", low=-50, high=100)
     months: int = _load("months", "of growth that the plan must last for", 0, "today's load", high=120)
     unknown_share: float = _input("share", "of requests for unknown users", 0.0, "they cost a read, too")
-    zipf: float | None = _load("", "exponent of the Zipf law of users, as 0.9; 0: all alike", None, "all alike", high=3)
+    zipf: float = _load("", "exponent of the Zipf law of users, as 0.9; 0: all alike", 0.0, "all alike", high=3)
     hit_rate: float = _load("share", "of lookups that never reach the store", 0.0, "no cache is counted on")
     hot_share: float | None = _input("share", "of requests for the one hottest user", None)
     regions: int = _load("regions", "that each hold all data", 1, low=1, high=60)
@@ -198,11 +198,15 @@ class SourcedInputs:
 INPUT_FIELDS: Mapping[str, Field[Any]] = {known.name: known for known in fields(Inputs)}
 
 
+def label_of(known: Field[Any]) -> str:
+    """Return what an input is, as "Users with a list"."""
+    label = f"{known.metadata['unit']} {known.metadata['description']}".strip()
+    return label[:1].upper() + label[1:]
+
+
 def flag_help(known: Field[Any]) -> str:
     """Return a flag's help text."""
-    declared = known.metadata
-    sentence = f"{declared['unit']} {declared['description']}".strip()
-    sentence = sentence[:1].upper() + sentence[1:] + "."
+    sentence = f"{label_of(known)}."
     if known.default in (MISSING, None):
         return sentence
     default = f"{known.default:g}" if isinstance(known.default, float) else known.default

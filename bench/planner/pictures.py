@@ -1,9 +1,8 @@
 """The pictures of a plan: cost over the rate, a day's load, and measured throughput over RU/s."""
 
 from collections.abc import Iterator
-from operator import itemgetter
 
-from hotplate.base.report import Curve, Plot, Report, rounded
+from hotplate.base.report import Curve, Plot, Report, Row, rounded
 from hotplate.bench.figure_names import LEVEL_UNIT, P99, PROVISIONED, READS
 from hotplate.bench.planner.inputs import HOURS, hourly_shares
 from hotplate.bench.planner.plan import CapacityPlan, break_even
@@ -106,13 +105,14 @@ def _curves_by_size(sweep: Report, figure: str) -> Iterator[Curve]:
     A subject of the report is RU/s and a size, as "400 RU/s, 2 KB", whose size, "2 KB", names the curve. With a single
     size, the subject is "400 RU/s", and the curve is "measured".
     """
-    rows_by_size = dict[str, list[tuple[float, float | None]]]()
+    provisioned_ru = {row.subject: row.value or 0.0 for row in sweep.rows if row.figure == PROVISIONED}
+    rows_by_size = dict[str, list[Row]]()
     for row in sweep.rows:
-        provisioned = sweep.row(row.subject, PROVISIONED)
-        if row.figure == figure and provisioned is not None and provisioned.value is not None:
+        if row.figure == figure:
             size = row.subject.partition(LEVEL_UNIT)[2].lstrip(", ") or "measured"
-            rows_by_size.setdefault(size, []).append((provisioned.value, row.value))
+            rows_by_size.setdefault(size, []).append(row)
 
-    for size, points in rows_by_size.items():
-        ru, values = zip(*sorted(points, key=itemgetter(0)), strict=True)
-        yield Curve(size, ru, values)
+    for size, rows in rows_by_size.items():
+        rows.sort(key=lambda row: provisioned_ru[row.subject])
+        ru = tuple(provisioned_ru[row.subject] for row in rows)
+        yield Curve(size, ru, tuple(row.value for row in rows))

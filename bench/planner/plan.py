@@ -120,8 +120,6 @@ def _format_profile(profile: str | tuple[float, ...]) -> str:
     """Return the shares of the hours of a day as text, after the name of the profile if it has one."""
     if isinstance(profile, str):
         return f"{profile}: {_format_profile(hourly_shares(profile))}"
-    if len(set(profile)) == 1:
-        return f"{profile[0]:g} in each hour"
     return ", ".join(f"{part:g}" for part in profile)
 
 

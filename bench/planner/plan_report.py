@@ -12,7 +12,7 @@ from hotplate.bench.planner.plan import CapacityPlan, break_even
 from hotplate.bench.planner.saved_plan import Baseline, describe_growth
 from hotplate.bench.planner.serving_options import CARRIED, COSTS, TODAY, pod_store
 from hotplate.bench.verdict import Gravity, concluded, findings_of
-from hotplate.stores.cosmos.url import AUTOSCALE_STEP, INITIAL_PARTITION_RU, MANUAL_MIN, MANUAL_STEP
+from hotplate.stores.cosmos.url import AUTOSCALE_STEP, INITIAL_PARTITION_RU, MANUAL_STEP
 
 # Outside of all figures.
 NOT_PRICED = (
@@ -245,7 +245,7 @@ def _format_hours(hours: float) -> str:
 
 def _usage_today(plan: CapacityPlan) -> str:
     """Say what is provisioned today, what it costs, and how much of it is used."""
-    today = f"{plan.figures['have_ru']} for {_rounded(plan, 'today_cost')} {plan.prices.currency} a month"
+    today = f"{plan.figures['have_ru']} for {_rounded(plan, 'carried_cost')} {plan.prices.currency} a month"
     if plan.is_possible("today_use"):
         today += f", {plan.figures['today_use']} used in the busiest hour"
     if plan.possible("over_ru"):
@@ -257,7 +257,7 @@ def _first_refused_rate(plan: CapacityPlan, container: ContainerFigures) -> str:
     """Say from which rate on reads get 429s."""
     ru = plan.number(container.ru)
     first = format_value(ru / plan.number("mean_read_ru") / plan.number(container.skew))
-    if plan.inputs.zipf is None and plan.inputs.hot_share is None:
+    if not plan.inputs.zipf and plan.inputs.hot_share is None:
         return f"from {first} reads/s on, if all users are equally busy; try --zipf 0.9"
     hottest = plan.number("hot_key_ru") / ru * plan.number(container.partitions)
     return f"from {first} reads/s on; the busiest user takes {hottest:.1%} of a partition"
@@ -315,11 +315,14 @@ def _recommendation(plan: CapacityPlan, bounds: PriceBounds) -> str:
         answer = f"Provision {_throughput(plan, plan.mode)}, and {pods['cosmos']}"
     elif plan.is_possible("redis_total"):
         nodes = f"{plan.inputs.redis_nodes} x {plan.figures['redis_size']} of Azure Managed Redis"
-        where = f" in each of {plan.inputs.regions} regions" if plan.inputs.regions > 1 else ""
-        answer = f"Provision {nodes}{where}, and {pods['redis']}"
+        answer = f"Provision {nodes}{_in_each_region(plan)}, and {pods['redis']}"
     elif plan.is_possible("files_total"):
         answer = f"Provision {pods['files']} with files"
     return f"{answer}. {_compare_costs(plan, bounds)}."
+
+
+def _in_each_region(plan: CapacityPlan) -> str:
+    return f" in each of {plan.inputs.regions} regions" if plan.inputs.regions > 1 else ""
 
 
 def _throughput(plan: CapacityPlan, mode: str) -> str:
@@ -327,9 +330,7 @@ def _throughput(plan: CapacityPlan, mode: str) -> str:
     modes = list(dict.fromkeys((mode, plan.cheapest or mode)))
     provisioned = {name: plan.figures[CONTAINERS[name].ru] for name in modes}
     words = {"manual": "{}", "autoscale": "autoscale up to {}", "serverless": "serverless"}
-    throughput = " or ".join(words[name].format(ru) for name, ru in provisioned.items())
-    if plan.inputs.regions > 1:
-        throughput += f" in each of {plan.inputs.regions} regions"
+    throughput = " or ".join(words[name].format(ru) for name, ru in provisioned.items()) + _in_each_region(plan)
     if plan.possible("over_ru"):
         throughput += f" (today {plan.inputs.have_ru:,})"
 
@@ -346,8 +347,7 @@ def _carried_load(plan: CapacityPlan) -> str:
     reads = format_value(plan.number("carried_reads"))
     mean = format_value(plan.number("carried_mean"))
     lists = format_value(plan.number("carried_lists"))
-    regions = plan.inputs.regions
-    where = f" in each of {regions} regions" if regions > 1 else ""
+    where = _in_each_region(plan)
     return (
         f"{plan.figures['carried_ru']}{where} carry {reads} reads/s{' in all' if where else ''}, "
         f"{mean} with room for peaks, or {lists} lists published/s, for {_rounded(plan, 'carried_cost')} "
@@ -475,22 +475,14 @@ def warnings(plan: CapacityPlan) -> Iterator[str]:
 def _cosmos_warnings(plan: CapacityPlan, mode: str) -> Iterator[str]:
     """Warn of what Cosmos DB with a capacity mode, which is possible, needs or risks."""
     inputs = plan.inputs
-    cheapest = plan.cheapest or mode
-    yield from _hot_user_warnings(plan, CONTAINERS[mode])
-    if plan.is_possible("serve_ru") and "manual" in (mode, cheapest):
+    container = CONTAINERS[mode]
+    yield from _hot_user_warnings(plan, container)
+    if plan.is_possible("serve_ru") and "manual" in (mode, plan.cheapest):
         yield from _partition_warnings(plan)
 
-    if plan.number("control_ru") > MANUAL_MIN:
-        yield (
-            f"the pods poll the catalogue with {plan.figures['polls_ru']} in all; its container is created with "
-            f"{MANUAL_MIN}: scale it to {plan.figures['control_ru']}"
-        )
-
-    for name in dict.fromkeys(CONTAINERS[name].publish_hours for name in (mode, cheapest)):
-        hours = plan.number(name)
-        if hours > inputs.window_hours + 1e-9:
-            how = " as serverless" if name == "serverless_publish_hours" else ""
-            yield f"a publish takes {hours:,.1f} hours{how}, more than the {inputs.window_hours:g} it may"
+    hours = plan.number(container.publish_hours)
+    if hours > inputs.window_hours + 1e-9:
+        yield f"a publish takes {hours:,.1f} hours, more than the {inputs.window_hours:g} it may"
     if inputs.gateway_hit_rate and not inputs.gateway_month:
         yield "the hours of the dedicated gateway are not priced; give --gateway-month"
 

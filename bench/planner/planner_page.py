@@ -11,7 +11,7 @@ import shlex
 import socket
 import webbrowser
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
@@ -23,7 +23,7 @@ from aiohttp import web
 from hotplate.base.report import Report
 from hotplate.base.report_page import STYLE_SHEET, draw, other_figures, summary
 from hotplate.bench.errors import BenchMisused
-from hotplate.bench.planner.inputs import DAY_SHAPES, INPUT_FIELDS, PLACEHOLDER_LOAD, InputSource, merge
+from hotplate.bench.planner.inputs import DAY_SHAPES, INPUT_FIELDS, PLACEHOLDER_LOAD, InputSource, label_of, merge
 from hotplate.bench.planner.pictures import pictures
 from hotplate.bench.planner.plan import CapacityPlan, calculate
 from hotplate.bench.planner.plan_report import report
@@ -41,20 +41,11 @@ POLICY = (
 )
 # Longest query that is read, in characters.
 MAX_QUERY = 4096
-# The page's inputs, labels and hints; others keep the values given to the command.
-FORM = {
-    "users": ("Users", ""),
-    "peak_rps": ("Requests/s in the busiest hour", "of all regions together"),
-    "profile": ("Shape of a day", "flat, evening, or 24 rates"),
-    "zipf": ("Exponent of the Zipf law of users", "as 0.9; empty if all are alike"),
-    "hit_rate": ("Share answered by a cache", "0 to 1"),
-    "regions": ("Regions", "each holds all data"),
-    "consistency": ("Consistency of reads", ""),
-    "list_length": ("Items in a list", ""),
-    "encoding": ("Encoding of lists", ""),
-    "refresh_hours": ("Hours between publishes", ""),
-    "window_hours": ("Hours that a publish may take", ""),
-}
+# The page's inputs; others keep the values given to the command.
+FORM = (
+    "users", "peak_rps", "profile", "zipf", "hit_rate", "regions", "consistency", "list_length", "encoding",
+    "refresh_hours", "window_hours",
+)  # fmt: skip
 # Shown if neither the command nor the query names a load.
 EXAMPLE = {"users": "1000000", "peak_rps": "500"}
 
@@ -80,24 +71,20 @@ class PlannerPage:
     def fields(self, query: str) -> list[dict[str, Any]]:
         """Return the fields of the page's form, as JSON, with the values that the inputs in *query* give them.
 
-        A field has the name of an input, a label and a hint, the choices of its value, and whether others are allowed.
-        An invalid input keeps its text, to be corrected. Raises BenchMisused for an unknown one.
+        A field has the name of an input, a label, the choices of its value, and whether others are allowed.
+        An input of the query keeps its text, perhaps to be corrected. Raises BenchMisused for an unknown one.
         """
-        values: Mapping[str, Any] = self._inputs_in(query)
-        try:
-            inputs = self._calculate(values).inputs
-        except BenchMisused:
-            inputs = replace(self._calculate(EXAMPLE).inputs, **values)
+        values = self._inputs_in(query)
+        inputs = merge([InputSource("example", EXAMPLE), *self.layers]).inputs
         return [
             {
                 "name": name,
-                "label": label,
-                "hint": hint,
+                "label": label_of(INPUT_FIELDS[name]),
                 "choices": list(DAY_SHAPES if name == "profile" else INPUT_FIELDS[name].metadata["choices"]),
                 "free": name == "profile",
-                "value": _text_of(getattr(inputs, name)),
+                "value": values.get(name, _text_of(getattr(inputs, name))),
             }
-            for name, (label, hint) in FORM.items()
+            for name in FORM
         ]
 
     def answer(self, query: str) -> dict[str, Any]:

@@ -37,7 +37,7 @@ STORES = (*CAPACITIES, "redis", "files")
 # Lines of the report: figures by their words.
 TODAY = {
     "provisioned": "have_ru", "missing": "short_ru", "reads that get 429 in the busiest hour": "refused_reads",
-    "used by reads in the busiest hour": "today_use", "more than needed": "over_ru", "cost a month": "today_cost",
+    "used by reads in the busiest hour": "today_use", "more than needed": "over_ru",
     "cost of unneeded RU/s": "over_cost",
 }  # fmt: skip
 CARRIED = {
@@ -493,7 +493,6 @@ def _add_today(table: FigureTable, cost_unit: str) -> None:
 
     table.add_calculated("today_use", "share", reads_ru / have_ru, source="reads in the busiest hour")
     unneeded_ru = table.add_calculated("over_ru", "RU/s", largest(0, have_ru - term("serve_ru")))
-    table.add_calculated("today_cost", cost_unit, _monthly_cost_of(table, have_ru))
     table.add_calculated("over_cost", cost_unit, _monthly_cost_of(table, unneeded_ru))
 
 

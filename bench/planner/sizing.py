@@ -189,19 +189,16 @@ def _add_workload(table: FigureTable) -> None:
 def _share_of_busiest_user(table: FigureTable) -> Expression:
     """Return the share of requests for the busiest user.
 
-    That is `hot_share` if it is given, else that of the first user by a Zipf law, else that of equally busy users.
+    That is `hot_share` if it is given, else that of the first user by a Zipf law.
     """
     term = table.expression
 
-    by_law = apply(lambda users: 1 / max(1, round(users)), term("users_then"), text="1 / max(1, round(users_then))")
-    if "zipf" in table:
-        by_law = apply(
-            lambda _, users, exponent: first_share_by_zipf(max(1, round(users)), exponent),
-            term("zipf"),
-            term("users_then"),
-            term("zipf"),
-            text="chance of the first of users_then, zipf",
-        )
+    by_law = apply(
+        lambda users, exponent: first_share_by_zipf(max(1, round(users)), exponent),
+        term("users_then"),
+        term("zipf"),
+        text="chance of the first of users_then, zipf",
+    )
     return table.given_or("hot_share", by_law)
 
 

@@ -40,8 +40,6 @@ def test_a_missing_item_differs_from_a_missing_container_by_its_substatus(direct
     assert substatus(direct.request("GET", "/dbs/d/colls/nope/docs/a/", headers=key)) == (404, 1003)
     assert substatus(direct.request("GET", "/dbs/nope/colls/c/docs/a/", headers=key)) == (404, 1003)
     assert substatus(direct.request("GET", "/dbs/d/colls/nope/")) == (404, 0)
-    anew = key | {"x-ms-cosmos-intended-collection-rid": "x"}
-    assert substatus(direct.request("GET", ITEM, headers=anew)) == (400, 1024)
 
 
 def test_signatures_and_dates_are_checked(direct: Direct, clock: FakeClock) -> None:

@@ -30,7 +30,7 @@ VARIED: dict[str, st.SearchStrategy[Any]] = {
     "growth_percent": st.floats(-5, 10),
     "months": st.integers(0, 24),
     "unknown_share": st.floats(0, 1),
-    "zipf": st.none() | st.floats(0, 1.4),
+    "zipf": st.floats(0, 1.4),
     "hit_rate": st.floats(0, 0.8),
     "hot_share": st.none() | st.floats(0, 0.2),
     "regions": st.integers(1, 4),
