@@ -180,8 +180,7 @@ class Service:
         try:
             route = route_of(request.path)
             operation = operation_of(request, route)
-            run = self._run_with_faults if self.faults.active else self._run
-            response = run(request, route, operation)
+            response = self._run_with_faults(request, route, operation)
         except HttpError as error:
             response = error.response()
         except Exception:

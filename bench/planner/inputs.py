@@ -355,11 +355,9 @@ def _unsound(report: Report) -> str:
 
     # Requests/s of a service are those of the store behind it.
     url = str(report.configuration.get("store", ""))
-    if not url:
-        return "it does not say which store the service read, which may be an emulator; give --store URL"
-    if is_emulated(url):
-        return f"{url} is an emulator, so its latencies are assumed"
-    return "" if _store_of(url) else f"{url} is not Cosmos DB, Redis or files"
+    if is_emulated(url) or not _store_of(url):
+        return f"the service read {url or 'an unknown store'}, and not Cosmos DB, Redis or files; give --store URL"
+    return ""
 
 
 def _store_of(name: str) -> str:

@@ -463,21 +463,18 @@ def _formulas(plan: CapacityPlan) -> TextTable:
 
 
 def warnings(plan: CapacityPlan) -> Iterator[str]:
-    """Yield a sentence for each risk of a plan: hot users, Azure's limits, slow publishes, missing prices."""
+    """Yield a sentence for each risk of Cosmos DB as planned: hot users, slow publishes, missing prices."""
     inputs = plan.inputs
-    if plan.mode is not None:
-        yield from _cosmos_warnings(plan, plan.mode)
-    if plan.mode not in (None, inputs.capacity):
-        obstacle = plan.figures[f"{inputs.capacity}_total"].obstacle
-        yield f"--capacity {inputs.capacity} is not possible ({obstacle}); the plan is {COSMOS_MODES[str(plan.mode)]}"
-
-
-def _cosmos_warnings(plan: CapacityPlan, mode: str) -> Iterator[str]:
-    """Warn of what Cosmos DB with a capacity mode, which is possible, needs or risks."""
-    inputs = plan.inputs
-    container = CONTAINERS[mode]
-    yield from _hot_user_warnings(plan, container)
-    if plan.is_possible("serve_ru") and "manual" in (mode, plan.cheapest):
+    if plan.mode is None:
+        return
+    container = CONTAINERS[plan.mode]
+    skew = plan.number(container.skew)  # what the fullest partition needs, as a multiple of an even share
+    if plan.number("hot_key_ru") > INITIAL_PARTITION_RU * inputs.ru_utilisation or skew >= COSTLY_SKEW:
+        yield (
+            f"the busiest user takes {plan.figures['hot_key_ru']}, and each of {plan.figures[container.partitions]} "
+            f"gets as many as the fullest, {skew:,.1f} times an even load: use a cache"
+        )
+    if plan.is_possible("serve_ru") and "manual" in (plan.mode, plan.cheapest):
         yield from _partition_warnings(plan)
 
     hours = plan.number(container.publish_hours)
@@ -485,17 +482,9 @@ def _cosmos_warnings(plan: CapacityPlan, mode: str) -> Iterator[str]:
         yield f"a publish takes {hours:,.1f} hours, more than the {inputs.window_hours:g} it may"
     if inputs.gateway_hit_rate and not inputs.gateway_month:
         yield "the hours of the dedicated gateway are not priced; give --gateway-month"
-
-
-def _hot_user_warnings(plan: CapacityPlan, container: ContainerFigures) -> Iterator[str]:
-    """Warn of a hot user. The skew is what the fullest partition needs, as a multiple of an even share."""
-    figures = plan.figures
-    skew = plan.number(container.skew)
-    if plan.number("hot_key_ru") > INITIAL_PARTITION_RU * plan.inputs.ru_utilisation or skew >= COSTLY_SKEW:
-        yield (
-            f"the busiest user takes {figures['hot_key_ru']}, and each of {figures[container.partitions]} gets as many "
-            f"as the fullest, {skew:,.1f} times an even load: use a cache"
-        )
+    if plan.mode != inputs.capacity:
+        obstacle = plan.figures[f"{inputs.capacity}_total"].obstacle
+        yield f"--capacity {inputs.capacity} is not possible ({obstacle}); the plan is {COSMOS_MODES[plan.mode]}"
 
 
 def _partition_warnings(plan: CapacityPlan) -> Iterator[str]:

@@ -187,11 +187,11 @@ def test_highest_rate_of_a_search_is_used(tmp_path: Path) -> None:
         ({"kind": "stores"}, "has nothing that a plan can use"),
         (
             {"configuration": {}},
-            "measure again: it does not say which store the service read, which may be an emulator",
+            "measure again: the service read an unknown store, and not Cosmos DB, Redis or files; give --store",
         ),
         (
             {"configuration": {"store": "cosmos+http://localhost:8081/x"}},
-            "measure again: cosmos+http://localhost:8081/x ",
+            "measure again: the service read cosmos+http://localhost:8081/x, and not Cosmos DB",
         ),
     ],
 )
