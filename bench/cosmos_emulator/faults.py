@@ -11,7 +11,7 @@ from functools import partial
 from math import log
 from pathlib import Path
 from statistics import NormalDist
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -68,7 +68,7 @@ def parse_latency(text: str) -> Callable[[], float]:
 class Fault(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A fault in the JSON of `PUT faults`."""
 
-    kind: str
+    kind: Literal[KINDS]  # type: ignore[valid-type]  # the names are listed once
     share: Number = 1.0
     for_s: Number = 1e9
     delay_ms: Delay = 0.0
@@ -76,12 +76,6 @@ class Fault(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     region: int | None = None
     partition: str | None = None
     operation: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise ValueError(f"kind must be one of {', '.join(KINDS)}")
-        if self.partition is not None and self.kind != SLOW:
-            raise ValueError("only slow can be for one partition")
 
     def affects(self, region: int, operation: str, drawn: float) -> bool:
         """Return whether a request is affected; *drawn* is from 0 to 1."""

@@ -68,14 +68,9 @@ class RequestContext:
 def context_of(account: EmulatedAccount, container: Container, request: Request, now: float) -> RequestContext:
     """Return the context of a request for items of *container*: what its operation needs, with the time *now*.
 
-    Raises 400 for the resource id (`_rid`) of an earlier container of this name, and for a consistency level that is
-    unknown or stronger than the account's. CONSISTENCIES are in descending order of strength.
+    Raises 400 for a consistency level that is unknown or stronger than the account's. CONSISTENCIES are in descending
+    order of strength.
     """
-    rid = request.headers.get(b"x-ms-cosmos-intended-collection-rid")
-    if rid is not None and rid.decode("latin-1") != container.rid:
-        message = "the container was deleted and created again since its _rid was read"
-        raise HttpError(400, message, Substatus.COLLECTION_RID_MISMATCH)
-
     level = request.header(b"x-ms-consistency-level") or account.consistency
     if level not in CONSISTENCIES[CONSISTENCIES.index(account.consistency) :]:
         raise HttpError(400, f"consistency {level} is unknown, or stronger than the account's, {account.consistency}")
@@ -104,7 +99,7 @@ def read(context: RequestContext, item_id: str) -> HttpResponse:
         body = b""
         size = 0
 
-    charge_ru = context.account.read_ru(size, strong=context.strong)
+    charge_ru = context.account.charges.read(size, strong=context.strong)
     partition.charge(context.now, charge_ru, request.region)
     return HttpResponse(status, body, context.headers(partition, document.etag), charge_ru)
 

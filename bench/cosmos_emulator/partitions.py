@@ -123,18 +123,21 @@ class Partition:
     parents: tuple[str, ...] = ()
     lsn: int = 1
     admitted_ru: float = 0.0
-    throttled: int = 0
 
     @property
     def session_token(self) -> str:
         """Return the session token of the last write."""
         return f"{self.id}:-1#{self.lsn}"
 
+    def to_json(self) -> dict[str, Any]:
+        """Return the range of keys in the service's format."""
+        parents = list(self.parents)
+        return {"id": self.id, "minInclusive": self.minimum, "maxExclusive": self.maximum, "parents": parents}
+
     def admit(self, now: float, region: int) -> None:
         """Raise 429 if this second's budget is spent."""
         wait_ms = self.budgets[region].wait_ms(now)
         if wait_ms:
-            self.throttled += 1
             message = "Request rate is large. More Request Units may be needed, so no changes were made."
             headers = {"x-ms-retry-after-ms": str(wait_ms)}
             raise HttpError(429, message, Substatus.REQUEST_RATE_TOO_LARGE, headers=headers)
@@ -199,20 +202,6 @@ class Partitions:
     def etag(self) -> str:
         """Return the etag of the ranges."""
         return f'"{self._next_id}"'
-
-    def to_json(self, container_rid: str) -> list[dict[str, object]]:
-        """Return the ranges of keys in the service's format."""
-        return [
-            {
-                "_rid": container_rid,
-                "id": partition.id,
-                "minInclusive": partition.minimum,
-                "maxExclusive": partition.maximum,
-                "parents": list(partition.parents),
-                "_etag": self.etag,
-            }
-            for partition in self.all
-        ]
 
 
 @dataclass(slots=True)

@@ -1,6 +1,6 @@
 """Queries and feeds of items, with paging and charges.
 
-Supports `SELECT *` with properties equal to or IN parameters or literals, joined by AND; others get 400.
+Supports `SELECT *` with properties equal to or IN parameters or texts, joined by AND; others get 400.
 """
 
 import re
@@ -8,10 +8,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
+
 from hotplate.bench.cosmos_emulator.items import RANGE_HEADER, RequestContext
-from hotplate.bench.cosmos_emulator.messages import HttpError, HttpResponse, Request, parse_json
-from hotplate.bench.cosmos_emulator.partitions import HEADER, SERIAL, Document, Partition, encode, hash_of, key_of
-from hotplate.bench.cosmos_emulator.resources import Container
+from hotplate.bench.cosmos_emulator.messages import HttpError, HttpResponse, Request
+from hotplate.bench.cosmos_emulator.partitions import HEADER, Document, Partition, hash_of, key_of
 
 NUMBER = re.compile(r"-1|\d{1,18}")
 MAX_PAGE_BYTES = 4 * 1024 * 1024
@@ -22,93 +23,65 @@ STATEMENT = re.compile(
     r"\s*SELECT\s+\*\s+FROM\s+(?:\w+\s+)?(?P<alias>(?!WHERE\b)\w+)(?:\s+WHERE\s+(?P<where>.+?))?\s*",
     re.IGNORECASE | re.DOTALL,
 )
-# A parameter, or a literal as in JSON, but with either quotation mark.
-VALUE = r"""@\w+|"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|-?\d+(?:\.\d+)?|true\b|false\b|null\b"""
+AND = re.compile(r"\s+AND\s+", re.IGNORECASE)
+# A parameter or, as the SDK for JavaScript sends for offers, a text.
+VALUE = re.compile(r'@\w+|"[^"\\]*"')
 CONDITION = re.compile(
-    rf"\s*(?P<alias>\w+)\.(?P<name>\w+)\s*"
-    rf"(?:=\s*(?P<value>{VALUE})|IN\s*\((?P<list>\s*(?:{VALUE})(?:\s*,\s*(?:{VALUE}))*\s*)\))\s*(?P<and>AND\b)?",
+    rf"(?P<alias>\w+)\.(?P<name>\w+)\s*"
+    rf"(?:=\s*(?:{VALUE.pattern})|IN\s*\(\s*(?:{VALUE.pattern})(?:\s*,\s*(?:{VALUE.pattern}))*\s*\))",
     re.IGNORECASE,
 )
-UNSUPPORTED = "the emulator supports only SELECT * with properties equal to or IN parameters or literals, joined by AND"
+UNSUPPORTED = 'the emulator supports only SELECT * with properties equal to or IN parameters or "texts", joined by AND'
 
 # Accepted values by property.
 Conditions = Mapping[str, list[Any]]
 
 
+class Parameter(msgspec.Struct, frozen=True):
+    """A parameter of a query, as `@id`, with its value."""
+
+    name: str
+    value: Any = None
+
+
+class SqlQuery(msgspec.Struct, frozen=True):
+    """The body of a query."""
+
+    query: str
+    parameters: list[Parameter] | None = None
+
+
 def parse_query(request: Request) -> Conditions:
-    """Parse the SQL of a query's body, such as `SELECT * FROM c WHERE c.id IN (@a, @b) AND c.kind = "x"`.
+    """Parse the SQL of a query's body, such as `SELECT * FROM c WHERE c.id IN (@a, @b) AND c.kind = @kind`.
 
     Returns the accepted values by property, all of which must be met; empty without WHERE. Raises 400 for any other
     SQL, and for a body without a query.
     """
-    fields = request.object()
-    text = str(fields.get("query"))
+    try:
+        sent = msgspec.json.decode(request.body, type=SqlQuery)
+    except msgspec.DecodeError as error:
+        raise HttpError(400, f"the body is not a query: {error}") from None
+    parameters = {parameter.name: parameter.value for parameter in sent.parameters or ()}
 
-    parameters = fields.get("parameters") or []
-    if not isinstance(parameters, list) or not all(isinstance(value, dict) and "name" in value for value in parameters):
-        raise HttpError(400, "the parameters of a query are a list of objects with a name and a value")
-    values = {str(parameter["name"]): parameter.get("value") for parameter in parameters}
-
-    statement = STATEMENT.fullmatch(text)
+    statement = STATEMENT.fullmatch(sent.query)
     if statement is None:
-        raise HttpError(400, f"{UNSUPPORTED}; not {text[:80]!r}")
-    if not statement["where"]:
-        return {}
-
+        raise _unsupported(sent.query)
     conditions = dict[str, list[Any]]()
-    for name, accepted in _parse_where(statement["where"], statement["alias"], values):
-        before = conditions.get(name, accepted)
-        conditions[name] = [value for value in accepted if value in before]
+    for text in AND.split(statement["where"]) if statement["where"] else ():
+        condition = CONDITION.fullmatch(text)
+        if condition is None or condition["alias"].lower() != statement["alias"].lower():
+            raise _unsupported(text)
+        values = VALUE.findall(text)
+        if any(value not in parameters for value in values if value[0] == "@"):
+            raise _unsupported(text)
+        accepted = [parameters.get(value, value.strip('"')) for value in values]
+        before = conditions.get(condition["name"])
+        conditions[condition["name"]] = [value for value in accepted if before is None or value in before]
     return conditions
 
 
-def _parse_where(text: str, alias: str, parameters: Mapping[str, Any]) -> Iterator[tuple[str, list[Any]]]:
-    """Yield property and accepted values of each condition of a WHERE clause, such as `c.id IN (@a, 'b')`.
-
-    alias       name of the items in the statement, as `c`: properties must begin with it
-    parameters  values by name, as `@a`
-
-    Raises HttpError 400 for other conditions, other aliases and unknown parameters.
-    """
-    while text.startswith("(") and text.endswith(")"):
-        text = text[1:-1].strip()
-
-    position = 0
-    has_more = True
-    while has_more:
-        condition = CONDITION.match(text, position)
-        if condition is None or condition["alias"].lower() != alias.lower():
-            raise _unsupported(text, position)
-        try:
-            values = list(_values_of(condition, parameters))
-        except KeyError:
-            raise _unsupported(text, position) from None
-        yield condition["name"], values
-
-        position = condition.end()
-        has_more = bool(condition["and"])
-    if position != len(text):
-        raise _unsupported(text, position)
-
-
-def _unsupported(text: str, position: int) -> HttpError:
-    return HttpError(400, f"{UNSUPPORTED}; not {text[position : position + 60]!r}")
-
-
-def _values_of(condition: re.Match[str], parameters: Mapping[str, Any]) -> Iterator[object]:
-    """Yield the value after an equals sign, or those of an IN list; raises KeyError for an unknown parameter."""
-    for value in re.findall(VALUE, condition["value"] or condition["list"], re.IGNORECASE):
-        if value[0] == "@":
-            yield parameters[value]
-        else:
-            yield _parse_literal(value)
-
-
-def _parse_literal(text: str) -> object:
-    if text[0] == "'":
-        inner = text[1:-1].replace("\\'", "'").replace('"', '\\"')
-        text = f'"{inner}"'
-    return parse_json((text if text[0] == '"' else text.lower()).encode(), "a literal of the query")
+def _unsupported(text: str) -> HttpError:
+    return HttpError(400, f"{UNSUPPORTED}; not {text[:80]!r}")
 
 
 def meets(item: Mapping[str, Any], conditions: Conditions) -> bool:
@@ -255,29 +228,18 @@ def _candidate_documents(
     first_hash = request.header(b"x-ms-start-epk").upper()
     end_hash = request.header(b"x-ms-end-epk").upper()
 
-    for document in _documents_by_serial(context.container, conditions, last_serial):
+    accepted_ids = set(map(str, conditions.get("id", ())))
+
+    for document in context.container.documents.after(last_serial):
         if document.partition not in partitions:
+            continue
+        if "id" in conditions and document.id not in accepted_ids:
             continue
         if key is not None and document.key != key:
             continue
         if end_hash and not first_hash <= hash_of(document.key) < end_hash:
             continue
         yield document
-
-
-def _documents_by_serial(container: Container, conditions: Conditions, last_serial: int) -> Iterable[Document]:
-    """Return documents with a serial above *last_serial*, ascending. A serial is a number in the order of creation.
-
-    If *conditions*, accepted values by property, has ids, and the id is the partition key, only the documents with
-    these ids are looked up; otherwise all are returned, whatever the conditions.
-    """
-    documents = container.documents
-    if "id" not in conditions or container.key_property != "id":
-        return documents.after(last_serial)
-
-    accepted_ids = set(map(str, conditions["id"]))
-    stored = [documents.get(item_id, encode(item_id)) for item_id in accepted_ids]
-    return sorted((document for document in stored if document and document.serial > last_serial), key=SERIAL)
 
 
 def _number_in_header(request: Request, header: str, default: int) -> int:

@@ -9,7 +9,6 @@ import time
 from base64 import b64encode
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
 from itertools import count
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -174,10 +173,6 @@ class EmulatedAccount:
     clock: Callable[[], float] = time.time
     databases: dict[str, Database] = field(default_factory=dict)
     next_number: Callable[[], int] = field(default_factory=lambda: count(1).__next__)  # of resources and etags
-    read_ru: Callable[..., float] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.read_ru = lru_cache(10_000)(self.charges.read)  # the formula is slower
 
     def next_etag(self) -> str:
         """Return a new etag, with quotation marks."""

@@ -5,7 +5,7 @@ import ipaddress
 import signal
 import ssl
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from prometheus_client import CONTENT_TYPE_LATEST, Metric, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
 
 from hotplate.bench.cosmos_emulator.faults import parse_latency
@@ -151,31 +151,22 @@ def _answer(service: Service, request: Request) -> HttpResponse:
 
 
 class _Metrics(Collector):
-    """Requests and request units by operation and status; request units, 429s and RU/s of physical partitions."""
+    """Requests and request units by operation and status."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
 
     def collect(self) -> Iterator[Metric]:
         """Yield the metrics."""
-        service = self._service
-        for name, counted in (("requests", service.requests), ("request_units", service.charges_ru)):
+        counters: dict[str, Mapping[tuple[str, int], float]] = {
+            "requests": self._service.requests,
+            "request_units": self._service.charges_ru,
+        }
+        for name, counted in counters.items():
             total = CounterMetricFamily(PREFIX + name, "By operation and status.", labels=("operation", "status"))
             for (operation, status), value in counted.items():
                 total.add_metric((operation, str(status)), value)
             yield total
-
-        labels = ("container", "partition")
-        charges_ru = CounterMetricFamily(f"{PREFIX}partition_request_units", "Charged.", labels=labels)
-        throttled = CounterMetricFamily(f"{PREFIX}partition_throttled", "Refused requests.", labels=labels)
-        provisioned_ru = GaugeMetricFamily(f"{PREFIX}partition_throughput", "In RU/s, of a region.", labels=labels)
-        for container in service.account.containers():
-            for partition in container.partitions.all:
-                values = (f"{container.database.name}/{container.name}", partition.id)
-                charges_ru.add_metric(values, partition.admitted_ru)
-                throttled.add_metric(values, partition.throttled)
-                provisioned_ru.add_metric(values, partition.budgets[0].rate)
-        yield from (charges_ru, throttled, provisioned_ru)
 
 
 async def serve(settings: EmulatorSettings, on_ready: Callable[[RunningEmulator], None]) -> None:

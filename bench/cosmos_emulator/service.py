@@ -8,11 +8,11 @@ import binascii
 import hmac
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from email.utils import formatdate, parsedate_to_datetime
 from functools import lru_cache, partial
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import unquote
 
 import orjson
@@ -35,7 +35,7 @@ VERBS = {"GET": "read", "PUT": "replace", "DELETE": "delete"}
 READS = ("read ", "list ", "query ", "plan ")
 NOT_EMULATED = {
     "batch item": "transactional batches and bulk requests are not emulated; send one request an item",
-    "plan item": "this query is not emulated: only SELECT * with properties equal to or IN parameters or literals is",
+    "plan item": "this query is not emulated: only SELECT * with properties equal to or IN parameters or texts is",
 }
 
 ITEM_OPERATIONS: dict[str, Callable[[RequestContext, str], HttpResponse]] = {
@@ -84,9 +84,7 @@ class Authenticator:
         if unquote(request.header(b"authorization")) == f"type=master&ver=1.0&sig={signature}":
             return
 
-        signed = f"verb {verb}, type {resource_type}, link {link}, date {date[:40]}"
-        message = "The input authorization token can't serve the request: another key or another text was signed"
-        raise HttpError(401, f"{message}. The emulator signed: {signed}")
+        raise HttpError(401, f"another key or another text was signed than {resource_type} {link[:100]} at {date[:40]}")
 
 
 @lru_cache(256)
@@ -182,8 +180,7 @@ class Service:
         try:
             route = route_of(request.path)
             operation = operation_of(request, route)
-            run = self._run_with_faults if self.faults.active else self._run
-            response = run(request, route, operation)
+            response = self._run_with_faults(request, route, operation)
         except HttpError as error:
             response = error.response()
         except Exception:
@@ -295,51 +292,36 @@ def _manage(account: EmulatedAccount, request: Request, operation: str, names: t
 def _list(account: EmulatedAccount, request: Request, operation: str, names: tuple[str, ...]) -> HttpResponse:
     """Answer a list or a query of databases, containers, offers or ranges of keys.
 
-    *operation* is a verb and a noun, as `list databases`, and *names* are those in the path. If the ranges have not
-    changed since the request's etag, the response is a 304, which ends the paging of SDKs.
+    *operation* is a verb and a noun, as `list databases`, and *names* are those in the path, of the database and the
+    container. Only ranges of keys, one for each physical partition, have an etag: if they have not changed since the
+    request's, the response is a 304, which ends the paging of SDKs.
     """
     verb, _, noun = operation.partition(" ")
     charge_ru = account.charges.metadata_read
-
-    listing = _listing(account, noun, names)
     headers = dict[str, str]()
-    if listing.etag:
-        headers["etag"] = listing.etag
-        if request.header(b"if-none-match") == listing.etag:
-            return HttpResponse(304, headers=headers, charge_ru=charge_ru)
+    listed: Iterable[Any]
+    match noun:
+        case "databases":
+            name = "Databases"
+            listed = account.databases.values()
+        case "containers":
+            name = "DocumentCollections"
+            listed = account.database(*names, is_owner=True).containers.values()
+        case "offers":
+            name = "Offers"
+            listed = [container.offer for container in account.containers()]
+        case _:
+            name = "PartitionKeyRanges"
+            partitions = account.container(*names, is_owner=True).partitions
+            listed = partitions.all
+            headers["etag"] = partitions.etag
+            if request.header(b"if-none-match") == partitions.etag:
+                return HttpResponse(304, headers=headers, charge_ru=charge_ru)
 
-    resources = listing.resources
+    resources = [resource.to_json() for resource in listed]
     if verb == "query":
         conditions = queries.parse_query(request)
         resources = [resource for resource in resources if queries.meets(resource, conditions)]
     headers["x-ms-item-count"] = str(len(resources))
-    content = {"_rid": "", listing.name: resources, "_count": len(resources)}
+    content = {"_rid": "", name: resources, "_count": len(resources)}
     return HttpResponse(200, orjson.dumps(content), headers, charge_ru)
-
-
-class Listing(NamedTuple):
-    """Resources as JSON objects, the name of their array in a response, and the etag of all, if they have one."""
-
-    name: str
-    resources: list[dict[str, Any]]
-    etag: str = ""
-
-
-def _listing(account: EmulatedAccount, noun: str, names: tuple[str, ...]) -> Listing:
-    """Return the resources of a kind, *noun*, as JSON: databases, containers, offers, or a container's ranges of keys.
-
-    *names* are those of the database and the container that own them. Only ranges of keys, one for each physical
-    partition, have an etag.
-    """
-    match noun:
-        case "databases":
-            return Listing("Databases", [database.to_json() for database in account.databases.values()])
-        case "containers":
-            database = account.database(*names, is_owner=True)
-            return Listing("DocumentCollections", [container.to_json() for container in database.containers.values()])
-        case "offers":
-            return Listing("Offers", [container.offer.to_json() for container in account.containers()])
-        case _:
-            container = account.container(*names, is_owner=True)
-            ranges = container.partitions
-            return Listing("PartitionKeyRanges", ranges.to_json(container.rid), ranges.etag)

@@ -17,9 +17,26 @@ PRODUCT = 2
 ATOM = 3
 NOT_POSSIBLE = "not possible: "
 
+_Method = Callable[["Expression", Number], "Expression"]
+
 
 class NotPossible(Exception):
     """A limit rules out a way to serve a load; the message has its name, a colon, and the numbers."""
+
+
+def _operator(function: Callable[[Any, Any], Any], sign: str, rank: int, rank_of_right: int) -> tuple[_Method, _Method]:
+    """Return the methods of an operator, for an expression at its left and at its right, whose text has the *sign*.
+
+    Operands are in parentheses if their rank is below *rank*, or *rank_of_right*.
+    """
+
+    def operate(first: Number, second: Number) -> "Expression":
+        left = as_expression(first)
+        right = as_expression(second)
+        text = f"{left.within(rank)} {sign} {right.within(rank_of_right)}"
+        return apply(function, left, right, text=text, rank=rank)
+
+    return operate, lambda second, first: operate(first, second)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,39 +81,11 @@ class Expression:
         """Return the text, in parentheses if *rank* needs them."""
         return self.text if self.rank >= rank else f"({self.text})"
 
-    def __add__(self, other: Number) -> "Expression":
-        term = as_expression(other)
-        return apply(add, self, term, text=f"{self.text} + {term.text}", rank=SUM)
-
-    def __sub__(self, other: Number) -> "Expression":
-        term = as_expression(other)
-        return apply(sub, self, term, text=f"{self.text} - {term.within(PRODUCT)}", rank=SUM)
-
-    def __mul__(self, other: Number) -> "Expression":
-        factor = as_expression(other)
-        text = f"{self.within(PRODUCT)} * {factor.within(PRODUCT)}"
-        return apply(mul, self, factor, text=text, rank=PRODUCT)
-
-    def __truediv__(self, other: Number) -> "Expression":
-        divisor = as_expression(other)
-        text = f"{self.within(PRODUCT)} / {divisor.within(ATOM)}"
-        return apply(truediv, self, divisor, text=text, rank=PRODUCT)
-
-    def __gt__(self, other: Number) -> "Expression":
-        bound = as_expression(other)
-        return apply(gt, self, bound, text=f"{self.text} > {bound.text}", rank=SUM)
-
-    def __radd__(self, other: float) -> "Expression":
-        return as_expression(other) + self
-
-    def __rsub__(self, other: float) -> "Expression":
-        return as_expression(other) - self
-
-    def __rmul__(self, other: float) -> "Expression":
-        return as_expression(other) * self
-
-    def __rtruediv__(self, other: float) -> "Expression":
-        return as_expression(other) / self
+    __add__, __radd__ = _operator(add, "+", SUM, SUM)
+    __sub__, __rsub__ = _operator(sub, "-", SUM, PRODUCT)
+    __mul__, __rmul__ = _operator(mul, "*", PRODUCT, PRODUCT)
+    __truediv__, __rtruediv__ = _operator(truediv, "/", PRODUCT, ATOM)
+    __gt__ = _operator(gt, ">", SUM, SUM)[0]
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -178,15 +167,18 @@ def choose(condition: Expression, when_true: Number, otherwise: Number) -> Expre
     return as_expression(when_true if condition.result else otherwise).decided_by(condition)
 
 
-def least_possible(terms: Mapping[str, Expression]) -> Expression:
-    """Return the least of the *terms*, by name, that are possible; the obstacles of all, if none is."""
-    possible = [term for term in terms.values() if not term.obstacle]
-    if possible:
-        least = possible[0] if len(possible) == 1 else smallest(*possible)
-        return Expression(least.result, least.text, arguments=tuple(terms.values()))
-    obstacles = "; ".join(f"{name}: {term.obstacle}" for name, term in terms.items())
-    text = f"min({', '.join(term.text for term in terms.values())})"
-    return Expression(NotPossible(obstacles), text, arguments=tuple(terms.values()))
+def at_most(value: Expression, bound: Number, limit: str) -> Expression:
+    """Return *value*, which is not possible above the *bound*.
+
+    *limit* is the obstacle as a format of both, as "regions: {:.0f}, and serverless has one".
+    """
+
+    def check(number: float, most: float) -> float:
+        if number > most:
+            raise NotPossible(limit.format(number, most))
+        return number
+
+    return apply(check, value, as_expression(bound), text=value.text, rank=value.rank)
 
 
 def ceiling(number: Number, multiple_of: int = 1) -> Expression:

@@ -22,7 +22,6 @@ from hotplate.bench.figure_names import (
     BY_SDK,
     CPU,
     HIGHEST_RATE,
-    P99,
     POPULAR_LISTS,
 )
 from hotplate.bench.options import MAX_POPULAR, is_emulated, parse_number
@@ -97,13 +96,12 @@ class Inputs:
     growth_percent: float = _load("%/month", "growth of users, items and requests", 0.0, "no growth", low=-50, high=100)
     months: int = _load("months", "of growth that the plan must last for", 0, "today's load", high=120)
     unknown_share: float = _input("share", "of requests for unknown users", 0.0, "they cost a read, too")
-    zipf: float | None = _load("", "exponent of the Zipf law of users, as 0.9; 0: all alike", None, "all alike", high=3)
+    zipf: float = _load("", "exponent of the Zipf law of users, as 0.9; 0: all alike", 0.0, "all alike", high=3)
     hit_rate: float = _load("share", "of lookups that never reach the store", 0.0, "no cache is counted on")
     hot_share: float | None = _input("share", "of requests for the one hottest user", None)
     regions: int = _load("regions", "that each hold all data", 1, low=1, high=60)
     region_share: float = _input("share", "of requests that each region can answer", 1.0, "others may fail", low=0.01)
     consistency: str = _cosmos("", "consistency of reads", "eventual", "a release never changes", choices=CONSISTENCIES)
-    p99_ms: float | None = _cosmos("ms", "at p99, the objective of a report's rates", None, low=1e-3)
     list_length: int = _lists("items", "in a stored list", 20, "hotplate's default", low=1, high=1000)
     list_bytes: float | None = _lists("bytes", "of a list as stored, in its encoding, measured", None, low=1)
     item_id_chars: float = _input("characters", "of an item's id", 8.0, "a guess", low=1, high=256)
@@ -200,11 +198,15 @@ class SourcedInputs:
 INPUT_FIELDS: Mapping[str, Field[Any]] = {known.name: known for known in fields(Inputs)}
 
 
+def label_of(known: Field[Any]) -> str:
+    """Return what an input is, as "Users with a list"."""
+    label = f"{known.metadata['unit']} {known.metadata['description']}".strip()
+    return label[:1].upper() + label[1:]
+
+
 def flag_help(known: Field[Any]) -> str:
     """Return a flag's help text."""
-    declared = known.metadata
-    sentence = f"{declared['unit']} {declared['description']}".strip()
-    sentence = sentence[:1].upper() + sentence[1:] + "."
+    sentence = f"{label_of(known)}."
     if known.default in (MISSING, None):
         return sentence
     default = f"{known.default:g}" if isinstance(known.default, float) else known.default
@@ -270,12 +272,6 @@ def _require_agreement(inputs: Inputs) -> None:
             f"consistency is {inputs.consistency}, and the integrated cache (gateway_hit_rate) answers "
             f"{' and '.join(CACHED)} reads only"
         )
-    growth = (1 + inputs.growth_percent / 100) ** inputs.months
-    if max(inputs.users + inputs.items, inputs.peak_rps) * growth > 2 * MOST:
-        raise PlanMisused(
-            f"{inputs.months} months of {inputs.growth_percent:g} % make {growth:,.3g} times the load, more than "
-            f"{2 * MOST:,.10g} users, items or requests/s"
-        )
     answered = inputs.regions * inputs.region_share
     if round(answered, 3) < 1:
         raise PlanMisused(
@@ -309,37 +305,31 @@ def read_report(path: Path) -> Report:
     """Read a report of `hotplate bench`. Raises PlanMisused for an unsound report or another file."""
     try:
         report = from_json(json.loads(path.read_bytes()))
-        dict(report.machine)
     except OSError as error:
         raise PlanMisused(f"--from-report: {path}: {error.strerror}") from error
-    except KeyError as error:
-        raise PlanMisused(f"--from-report: {path} is not a report of hotplate bench: it has no {error}") from error
-    except (TypeError, AttributeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise PlanMisused(f"--from-report: {path} is not a report of hotplate bench: {reason_of(error)}") from error
     if complaint := _unsound(report):
         raise PlanMisused(f"--from-report: {path} is not sound, measure again: {complaint}")
     return report
 
 
-def from_report(report: Report, path: Path, p99_ms: float | None = None) -> InputSource:
+def from_report(report: Report, path: Path) -> InputSource:
     """Return the inputs of a plan that a report of `hotplate bench` measured, with the report as their source.
 
-    A report of `bench http --find-max` has the requests/s of a pod with its store; if *p99_ms* is given, only rates
-    with a p99 within it count. One of `bench stores` has the CPU of a request from each. One of `bench ru` has no
-    input, but plans plot it. *path* is the report's file. Raises PlanMisused for a report with nothing to use.
+    A report of `bench http --find-max` has the requests/s of a pod with its store. One of `bench stores` has the CPU of
+    a request from each. One of `bench ru` has no input, but plans plot it. *path* is the report's file. Raises
+    PlanMisused for a report with nothing to use.
     """
     values = dict[str, object]()
     if report.kind == "http":
-        values = _measured_rate(report, p99_ms)
+        values = _measured_rate(report)
     elif report.kind == "stores":
         values = _measured_cpu(report)
     is_plotted = report.kind == "ru" and not report.is_empty
     if not values and not is_plotted:
-        objective = f" with a p99 of at most {p99_ms:g} ms" if p99_ms is not None else ""
         emulated = f"; {', '.join(report.emulated)} was emulated" if report.emulated else ""
-        raise PlanMisused(
-            f"--from-report: {path}, of kind {report.kind}, has nothing that a plan can use{objective}{emulated}"
-        )
+        raise PlanMisused(f"--from-report: {path}, of kind {report.kind}, has nothing that a plan can use{emulated}")
 
     is_lower_bound = any(row.note == AT_LEAST for row in report.rows)
     file = f"measured: {f'{AT_LEAST} ' if is_lower_bound else ''}{path.name}"
@@ -365,11 +355,9 @@ def _unsound(report: Report) -> str:
 
     # Requests/s of a service are those of the store behind it.
     url = str(report.configuration.get("store", ""))
-    if not url:
-        return "it does not say which store the service read, which may be an emulator; give --store URL"
-    if is_emulated(url):
-        return f"{url} is an emulator, so its latencies are assumed"
-    return "" if _store_of(url) else f"{url} is not Cosmos DB, Redis or files"
+    if is_emulated(url) or not _store_of(url):
+        return f"the service read {url or 'an unknown store'}, and not Cosmos DB, Redis or files; give --store URL"
+    return ""
 
 
 def _store_of(name: str) -> str:
@@ -377,17 +365,13 @@ def _store_of(name: str) -> str:
     return next((store for store in POD_STORES if name.lower().startswith(store.removesuffix("s"))), "")
 
 
-def _measured_rate(report: Report, p99_ms: float | None) -> dict[str, object]:
+def _measured_rate(report: Report) -> dict[str, object]:
     """Return the highest requests/s of a pod with the store of a report of `bench http`, as `redis_pod_rps`.
 
-    If *p99_ms* is given, it is that of the subjects with a p99 within it. Only a search for the highest rate measures
-    what a pod can answer; the rate of another report is part of the requested one. Empty without such a rate.
+    Only a search for the highest rate measures what a pod can answer; the rate of another report is part of the
+    requested one. Empty without such a rate.
     """
-    rates = [
-        row.value
-        for row in report.rows
-        if row.figure == HIGHEST_RATE and row.value and _is_p99_within(report, row.subject, p99_ms)
-    ]
+    rates = [row.value for row in report.rows if row.figure == HIGHEST_RATE and row.value]
     store = _store_of(str(report.configuration["store"]))
     return {f"{store}_pod_rps": max(rates)} if rates else {}
 
@@ -405,12 +389,6 @@ def _measured_cpu(report: Report) -> dict[str, object]:
         if store and not any(client in row.subject for client in OTHER_CLIENTS):
             cpus_us[f"{store}_cpu_us"] = round(row.value or 0, 2)
     return cpus_us
-
-
-def _is_p99_within(report: Report, subject: str, p99_ms: float | None) -> bool:
-    """Return whether a subject's p99 is known and at most *p99_ms*; true if that is None."""
-    p99_us = report.row(subject, P99)
-    return p99_ms is None or (p99_us is not None and p99_us.value is not None and p99_us.value <= p99_ms * 1000)
 
 
 def from_release(manifest: "Manifest", store: str) -> InputSource:

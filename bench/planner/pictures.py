@@ -1,9 +1,8 @@
 """The pictures of a plan: cost over the rate, a day's load, and measured throughput over RU/s."""
 
 from collections.abc import Iterator
-from operator import itemgetter
 
-from hotplate.base.report import Curve, Plot, Report, rounded
+from hotplate.base.report import Curve, Plot, Report, Row, rounded
 from hotplate.bench.figure_names import LEVEL_UNIT, P99, PROVISIONED, READS
 from hotplate.bench.planner.inputs import HOURS, hourly_shares
 from hotplate.bench.planner.plan import CapacityPlan, break_even
@@ -30,9 +29,6 @@ def _plot_cost(plan: CapacityPlan) -> Plot:
     rates = tuple(plan.inputs.peak_rps * factor for factor in PLOTTED_RATES)
     plans = [plan.with_inputs(peak_rps=rate) for rate in rates]
 
-    def total(name: str) -> tuple[float | None, ...]:
-        return tuple(at.possible(name) for at in plans)
-
     marks = {plan.inputs.peak_rps: THIS_PLAN}
     for cheaper in break_even(plan):
         if rates[0] < cheaper.low < rates[-1]:
@@ -43,8 +39,8 @@ def _plot_cost(plan: CapacityPlan) -> Plot:
         x="requests/s in the busiest hour",
         y=f"{plan.prices.currency} a month",
         curves=(
-            Curve("Cosmos DB at its cheapest", rates, total("cheapest_total")),
-            Curve("Redis", rates, total("redis_total")),
+            Curve("Cosmos DB at its cheapest", rates, tuple(at.possible(f"{at.cheapest}_total") for at in plans)),
+            Curve("Redis", rates, tuple(at.possible("redis_total") for at in plans)),
         ),
         log_x=True,
         log_y=True,
@@ -109,13 +105,14 @@ def _curves_by_size(sweep: Report, figure: str) -> Iterator[Curve]:
     A subject of the report is RU/s and a size, as "400 RU/s, 2 KB", whose size, "2 KB", names the curve. With a single
     size, the subject is "400 RU/s", and the curve is "measured".
     """
-    rows_by_size = dict[str, list[tuple[float, float | None]]]()
+    provisioned_ru = {row.subject: row.value or 0.0 for row in sweep.rows if row.figure == PROVISIONED}
+    rows_by_size = dict[str, list[Row]]()
     for row in sweep.rows:
-        provisioned = sweep.row(row.subject, PROVISIONED)
-        if row.figure == figure and provisioned is not None and provisioned.value is not None:
+        if row.figure == figure:
             size = row.subject.partition(LEVEL_UNIT)[2].lstrip(", ") or "measured"
-            rows_by_size.setdefault(size, []).append((provisioned.value, row.value))
+            rows_by_size.setdefault(size, []).append(row)
 
-    for size, points in rows_by_size.items():
-        ru, values = zip(*sorted(points, key=itemgetter(0)), strict=True)
-        yield Curve(size, ru, values)
+    for size, rows in rows_by_size.items():
+        rows.sort(key=lambda row: provisioned_ru[row.subject])
+        ru = tuple(provisioned_ru[row.subject] for row in rows)
+        yield Curve(size, ru, tuple(row.value for row in rows))

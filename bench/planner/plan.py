@@ -68,16 +68,16 @@ class CapacityPlan:
     @property
     def is_redis_cheaper(self) -> bool:
         """Whether both are possible, and Redis costs less in all than Cosmos DB with its cheapest mode."""
-        if not self.is_possible("redis_total", "cheapest_total"):
-            return False
-        return self.number("redis_total") < self.number("cheapest_total")
+        redis = self.possible("redis_total")
+        cosmos = self.possible(f"{self.cheapest}_total")
+        return redis is not None and cosmos is not None and redis < cosmos
 
     @property
     def limit(self) -> str:
         """The limit that rules out Redis, or Cosmos DB with each mode; empty if both are possible."""
         if limit := self.figures["redis_total"].limit:
             return f"Redis is not possible ({limit})"
-        if not self.is_possible("cheapest_total"):
+        if self.cheapest is None:
             return f"Cosmos DB is not possible ({self.figures['manual_total'].limit})"
         return ""
 
@@ -120,8 +120,6 @@ def _format_profile(profile: str | tuple[float, ...]) -> str:
     """Return the shares of the hours of a day as text, after the name of the profile if it has one."""
     if isinstance(profile, str):
         return f"{profile}: {_format_profile(hourly_shares(profile))}"
-    if len(set(profile)) == 1:
-        return f"{profile[0]:g} in each hour"
     return ", ".join(f"{part:g}" for part in profile)
 
 

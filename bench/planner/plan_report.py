@@ -8,11 +8,11 @@ from hotplate.base.report import Column, Report, Row, TextTable, format_count, f
 from hotplate.bench.planner import serving_options, sizing
 from hotplate.bench.planner.formulas import explain
 from hotplate.bench.planner.inputs import CAPACITIES, INPUT_FIELDS, POD_STORES
-from hotplate.bench.planner.plan import CapacityPlan, RateRange, break_even
+from hotplate.bench.planner.plan import CapacityPlan, break_even
 from hotplate.bench.planner.saved_plan import Baseline, describe_growth
 from hotplate.bench.planner.serving_options import CARRIED, COSTS, TODAY, pod_store
 from hotplate.bench.verdict import Gravity, concluded, findings_of
-from hotplate.stores.cosmos.url import AUTOSCALE_STEP, INITIAL_PARTITION_RU, MANUAL_MIN, MANUAL_STEP, MAX_RU
+from hotplate.stores.cosmos.url import AUTOSCALE_STEP, INITIAL_PARTITION_RU, MANUAL_STEP
 
 # Outside of all figures.
 NOT_PRICED = (
@@ -34,6 +34,7 @@ COST_COLUMNS = tuple(
     Column(name, f"Cosmos DB\n{heading}" if name in CAPACITIES else heading, digits=3)
     for name, heading in OPTION_HEADINGS.items()
 )
+STORE_NAMES = {"cosmos": "Cosmos DB", "redis": "Redis", "files": "files"}
 COSMOS_MODES = {"manual": "with fixed RU/s", "autoscale": "with autoscale", "serverless": "as serverless"}
 NOTABLE_SKEW = 1.05
 COSTLY_SKEW = 1.5
@@ -244,23 +245,19 @@ def _format_hours(hours: float) -> str:
 
 def _usage_today(plan: CapacityPlan) -> str:
     """Say what is provisioned today, what it costs, and how much of it is used."""
-    today = f"{plan.figures['have_ru']} for {_rounded(plan, 'today_cost')} {plan.prices.currency} a month"
-    if not plan.is_possible("today_use"):
-        return today
-    if plan.number("today_use") > 1:
-        return f"{today}; reads need {plan.number('reads_plain_ru'):,.0f}"
-    used = f"{today}, {plan.number('today_use'):.1%} used by reads in the busiest hour"
-    over = plan.possible("over_ru")
-    if over:
-        used += f"; {over:,.0f} more than needed, {_rounded(plan, 'over_cost')} a month"
-    return used
+    today = f"{plan.figures['have_ru']} for {_rounded(plan, 'carried_cost')} {plan.prices.currency} a month"
+    if plan.is_possible("today_use"):
+        today += f", {plan.figures['today_use']} used in the busiest hour"
+    if plan.possible("over_ru"):
+        today += f"; {plan.number('over_ru'):,.0f} more than needed, {_rounded(plan, 'over_cost')} a month"
+    return today
 
 
 def _first_refused_rate(plan: CapacityPlan, container: ContainerFigures) -> str:
     """Say from which rate on reads get 429s."""
     ru = plan.number(container.ru)
     first = format_value(ru / plan.number("mean_read_ru") / plan.number(container.skew))
-    if plan.inputs.zipf is None and plan.inputs.hot_share is None:
+    if not plan.inputs.zipf and plan.inputs.hot_share is None:
         return f"from {first} reads/s on, if all users are equally busy; try --zipf 0.9"
     hottest = plan.number("hot_key_ru") / ru * plan.number(container.partitions)
     return f"from {first} reads/s on; the busiest user takes {hottest:.1%} of a partition"
@@ -268,32 +265,20 @@ def _first_refused_rate(plan: CapacityPlan, container: ContainerFigures) -> str:
 
 def _describe_pods(plan: CapacityPlan) -> str:
     """Return the pods by store, and the size of each."""
-    pods = {store: f"{plan.number(f'{store}_pods'):,.0f}" for store in POD_STORES}
-    counts = pods["cosmos"]
-    if len({*pods.values()}) > 1:
-        counts = f"Cosmos DB {pods['cosmos']}, Redis {pods['redis']}, files {pods['files']}"
-    return f"{counts} of {plan.inputs.pod_cpus:g} vCPU  (--why cosmos_pods)"
+    counts = ", ".join(f"{name} {plan.number(f'{store}_pods'):,.0f}" for store, name in STORE_NAMES.items())
+    return f"{counts}, of {plan.inputs.pod_cpus:g} vCPU  (--why cosmos_pods)"
 
 
 def _compare_redis(plan: CapacityPlan) -> str:
-    """Return at which rates Redis costs less than Cosmos DB, of those at which both are possible."""
+    """Return at which rates Redis costs less than Cosmos DB, with the limits that end them."""
     ranges = break_even(plan)
-    if ranges:
-        return f"costs less than Cosmos DB {', and '.join(map(_describe_range, ranges))}"
-
-    smallest = plan.with_inputs(peak_rps=INPUT_FIELDS["peak_rps"].metadata["low"])
-    if smallest.limit:
-        return f"{smallest.limit.removeprefix('Redis ')} at any rate"
-    return "costs more than Cosmos DB at any rate at which both are possible"
-
-
-def _describe_range(rates: RateRange) -> str:
-    """Return a range of rates in words, with the limit that ends it."""
-    described = rates.describe("requests/s")
-    if rates.high is None:
-        return f"{described}, in the busiest hour" if rates.low else described
-    limit = f"; above, {rates.limit}" if rates.limit else ""
-    return f"{described} in the busiest hour{limit}"
+    if not ranges:
+        return "costs less than Cosmos DB at no rate at which both are possible"
+    described = list[str]()
+    for rates in ranges:
+        limit = f"; above, {rates.limit}" if rates.limit else ""
+        described.append(f"{rates.describe('requests/s in the busiest hour')}{limit}")
+    return f"costs less than Cosmos DB {', and '.join(described)}"
 
 
 def describe_shortage(plan: CapacityPlan) -> Iterator[str]:
@@ -311,8 +296,7 @@ def describe_shortage(plan: CapacityPlan) -> Iterator[str]:
         shortage = f"{plan.figures['have_ru']} are split over {plan.figures['have_partitions']}"
 
     if refused:
-        lost = f"{100 * refused:.0f} of 100" if refused >= 0.005 else f"{1e6 * refused:,.0f} of 1,000,000"
-        yield f"{shortage}: {lost} reads get 429"
+        yield f"{shortage}: {format_value(refused, 'share')} of reads get 429"
     elif short:
         yield f"{shortage}: the busiest hour fits as a mean, its peaks get 429"
     elif obstacle:
@@ -331,11 +315,14 @@ def _recommendation(plan: CapacityPlan, bounds: PriceBounds) -> str:
         answer = f"Provision {_throughput(plan, plan.mode)}, and {pods['cosmos']}"
     elif plan.is_possible("redis_total"):
         nodes = f"{plan.inputs.redis_nodes} x {plan.figures['redis_size']} of Azure Managed Redis"
-        where = f" in each of {plan.inputs.regions} regions" if plan.inputs.regions > 1 else ""
-        answer = f"Provision {nodes}{where}, and {pods['redis']}"
+        answer = f"Provision {nodes}{_in_each_region(plan)}, and {pods['redis']}"
     elif plan.is_possible("files_total"):
         answer = f"Provision {pods['files']} with files"
     return f"{answer}. {_compare_costs(plan, bounds)}."
+
+
+def _in_each_region(plan: CapacityPlan) -> str:
+    return f" in each of {plan.inputs.regions} regions" if plan.inputs.regions > 1 else ""
 
 
 def _throughput(plan: CapacityPlan, mode: str) -> str:
@@ -343,9 +330,7 @@ def _throughput(plan: CapacityPlan, mode: str) -> str:
     modes = list(dict.fromkeys((mode, plan.cheapest or mode)))
     provisioned = {name: plan.figures[CONTAINERS[name].ru] for name in modes}
     words = {"manual": "{}", "autoscale": "autoscale up to {}", "serverless": "serverless"}
-    throughput = " or ".join(words[name].format(ru) for name, ru in provisioned.items())
-    if plan.inputs.regions > 1:
-        throughput += f" in each of {plan.inputs.regions} regions"
+    throughput = " or ".join(words[name].format(ru) for name, ru in provisioned.items()) + _in_each_region(plan)
     if plan.possible("over_ru"):
         throughput += f" (today {plan.inputs.have_ru:,})"
 
@@ -362,8 +347,7 @@ def _carried_load(plan: CapacityPlan) -> str:
     reads = format_value(plan.number("carried_reads"))
     mean = format_value(plan.number("carried_mean"))
     lists = format_value(plan.number("carried_lists"))
-    regions = plan.inputs.regions
-    where = f" in each of {regions} regions" if regions > 1 else ""
+    where = _in_each_region(plan)
     return (
         f"{plan.figures['carried_ru']}{where} carry {reads} reads/s{' in all' if where else ''}, "
         f"{mean} with room for peaks, or {lists} lists published/s, for {_rounded(plan, 'carried_cost')} "
@@ -377,24 +361,19 @@ def _compare_costs(plan: CapacityPlan, bounds: PriceBounds) -> str:
     Prices are known within bounds. One store is only said to cost less if it does at any prices within them, else
     probably, or about the same if they differ little.
     """
+    cosmos = f"Cosmos DB {COSMOS_MODES.get(str(plan.cheapest), '')}".rstrip()
+    names = {plan.cheapest or "manual": cosmos, "redis": "Redis"}
     files = f"files in the pods {_describe_cost(plan, 'files')}"
     if plan.cheapest is None or not plan.is_possible("redis_total"):
-        cosmos_name = "Cosmos DB"
-        if plan.cheapest is not None:
-            cosmos_name = f"Cosmos DB {COSMOS_MODES[plan.cheapest]}"
-        cosmos_cost = _describe_cost(plan, plan.cheapest or "manual", one=True)
-        return f"{cosmos_name} {cosmos_cost}; Redis {_describe_cost(plan, 'redis', one=True)}; {files}"
+        costs = [f"{name} {_describe_cost(plan, option, one=True)}" for option, name in names.items()]
+        return "; ".join([*costs, files])
 
-    names = {plan.cheapest: f"Cosmos DB {COSMOS_MODES[plan.cheapest]}", "redis": "Redis"}
-    totals = {option: plan.number(f"{option}_total") for option in names}
-    cheaper, dearer = sorted(names, key=lambda option: totals[option])
-    less = f"({rounded(totals[cheaper], 3)} {plan.prices.currency} a month in all)"
-    more = f"({rounded(totals[dearer], 3)} {plan.prices.currency})"
-    certainty = ""
-    if not _is_surely_cheaper(bounds, cheaper, dearer):
-        if totals[dearer] <= ABOUT_THE_SAME * totals[cheaper]:
-            return f"{names[cheaper]} {less} and {names[dearer]} {more} cost about the same; {files}"
-        certainty = "probably "
+    cheaper, dearer = sorted(names, key=lambda option: plan.number(f"{option}_total"))
+    less = f"({_rounded(plan, f'{cheaper}_total')} {plan.prices.currency} a month in all)"
+    more = f"({_rounded(plan, f'{dearer}_total')} {plan.prices.currency})"
+    certainty = "" if _is_surely_cheaper(bounds, cheaper, dearer) else "probably "
+    if certainty and plan.number(f"{dearer}_total") <= ABOUT_THE_SAME * plan.number(f"{cheaper}_total"):
+        return f"{names[cheaper]} {less} and {names[dearer]} {more} cost about the same; {files}"
     return f"{names[cheaper]} {certainty}costs less {less} than {names[dearer]} {more}; {files}"
 
 
@@ -484,52 +463,28 @@ def _formulas(plan: CapacityPlan) -> TextTable:
 
 
 def warnings(plan: CapacityPlan) -> Iterator[str]:
-    """Yield a sentence for each risk of a plan: hot users, Azure's limits, slow publishes, missing prices."""
+    """Yield a sentence for each risk of Cosmos DB as planned: hot users, slow publishes, missing prices."""
     inputs = plan.inputs
-    if plan.mode is not None:
-        yield from _cosmos_warnings(plan, plan.mode)
-    measured = (inputs.cosmos_pod_rps, inputs.redis_pod_rps, inputs.files_pod_rps)
-    if inputs.p99_ms is not None and not any(measured):
-        yield f"nothing shows that a p99 of {inputs.p99_ms:g} ms is kept; give --from-report of bench http --find-max"
-    if plan.mode not in (None, inputs.capacity):
-        obstacle = plan.figures[f"{inputs.capacity}_total"].obstacle
-        yield f"--capacity {inputs.capacity} is not possible ({obstacle}); the plan is {COSMOS_MODES[str(plan.mode)]}"
-
-
-def _cosmos_warnings(plan: CapacityPlan, mode: str) -> Iterator[str]:
-    """Warn of what Cosmos DB with a capacity mode, which is possible, needs or risks."""
-    inputs = plan.inputs
-    cheapest = plan.cheapest or mode
-    yield from _hot_user_warnings(plan, CONTAINERS[mode])
-    if plan.is_possible("serve_ru") and "manual" in (mode, cheapest):
+    if plan.mode is None:
+        return
+    container = CONTAINERS[plan.mode]
+    skew = plan.number(container.skew)  # what the fullest partition needs, as a multiple of an even share
+    if plan.number("hot_key_ru") > INITIAL_PARTITION_RU * inputs.ru_utilisation or skew >= COSTLY_SKEW:
+        yield (
+            f"the busiest user takes {plan.figures['hot_key_ru']}, and each of {plan.figures[container.partitions]} "
+            f"gets as many as the fullest, {skew:,.1f} times an even load: use a cache"
+        )
+    if plan.is_possible("serve_ru") and "manual" in (plan.mode, plan.cheapest):
         yield from _partition_warnings(plan)
 
-    if plan.number("publish_ru_s") >= MAX_RU:
-        yield f"{MAX_RU:,} RU/s and more for a container need a support ticket"
-    if plan.number("control_ru") > MANUAL_MIN:
-        yield (
-            f"the pods poll the catalogue with {plan.figures['polls_ru']} in all; its container is created with "
-            f"{MANUAL_MIN}: scale it to {plan.figures['control_ru']}"
-        )
-
-    for name in dict.fromkeys(CONTAINERS[name].publish_hours for name in (mode, cheapest)):
-        hours = plan.number(name)
-        if hours > inputs.window_hours + 1e-9:
-            how = " as serverless" if name == "serverless_publish_hours" else ""
-            yield f"a publish takes {hours:,.1f} hours{how}, more than the {inputs.window_hours:g} it may"
+    hours = plan.number(container.publish_hours)
+    if hours > inputs.window_hours + 1e-9:
+        yield f"a publish takes {hours:,.1f} hours, more than the {inputs.window_hours:g} it may"
     if inputs.gateway_hit_rate and not inputs.gateway_month:
         yield "the hours of the dedicated gateway are not priced; give --gateway-month"
-
-
-def _hot_user_warnings(plan: CapacityPlan, container: ContainerFigures) -> Iterator[str]:
-    """Warn of a hot user. The skew is what the fullest partition needs, as a multiple of an even share."""
-    figures = plan.figures
-    skew = plan.number(container.skew)
-    if plan.number("hot_key_ru") > INITIAL_PARTITION_RU * plan.inputs.ru_utilisation or skew >= COSTLY_SKEW:
-        yield (
-            f"the busiest user takes {figures['hot_key_ru']}, and each of {figures[container.partitions]} gets as many "
-            f"as the fullest, {skew:,.1f} times an even load: use a cache"
-        )
+    if plan.mode != inputs.capacity:
+        obstacle = plan.figures[f"{inputs.capacity}_total"].obstacle
+        yield f"--capacity {inputs.capacity} is not possible ({obstacle}); the plan is {COSMOS_MODES[plan.mode]}"
 
 
 def _partition_warnings(plan: CapacityPlan) -> Iterator[str]:

@@ -9,18 +9,17 @@ import json
 import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.error import HTTPError
-from urllib.parse import urlencode, urlsplit
-from urllib.request import HTTPRedirectHandler, build_opener
+from urllib.parse import urlencode
+from urllib.request import build_opener
 
 import msgspec
 from msgspec import Meta
 
 from hotplate.bench.errors import BenchFailed, BenchMisused
-from hotplate.stores.errors import did_you_mean
 
 OURS = Path(__file__).with_name("prices.toml")
 # Reliability of a price, and default error bound.
@@ -32,23 +31,21 @@ BASES = {
 USUAL_BOUNDS = {"listed": 0.1, "quoted": 0.2, "assumed": 0.5}
 HOURS_A_MONTH = 730  # as in Azure's estimates
 RETAIL = "https://prices.azure.com/api/retail/prices"
-COSMOS_FILTER = "serviceName eq 'Azure Cosmos DB'"
-MACHINES_FILTER = "serviceName eq 'Virtual Machines' and armSkuName eq 'Standard_D4s_v5'"
-REDIS_FILTER = "serviceName eq 'Redis Cache' and contains(productName,'Managed Redis')"
-MACHINE = "vCPU for an hour: a quarter of a Standard_D4s_v5"
-MACHINE_CPUS = 4
-OTHER_MACHINES = re.compile("Windows|Spot|Low Priority")  # machines other than Linux at full price
-AUTOSCALE_FACTOR = 1.5
+# Of the parts of Azure's list that have our prices.
+FILTERS = (
+    "serviceName eq 'Azure Cosmos DB'",
+    "serviceName eq 'Virtual Machines' and armSkuName eq 'Standard_D4s_v5'",
+    "serviceName eq 'Redis Cache' and contains(productName,'Managed Redis')",
+)
+REDIS_PRODUCT = "Azure Managed Redis - Balanced"
 HEAD = "# Azure's retail prices"
 TIMEOUT_S = 60.0
 PAGES = 50
 PAGE_BYTES = 4_000_000
 MOST = 1e12  # of any number in the file
-
-
 # A price that Azure's list is not asked for: it is of sizes of Redis without one.
-NOT_ASKED = ("redis_gb_hour",)
-ESSENTIAL_PRICES = ("ru_hour", "storage_gb_month", "cpu_hour")
+NOT_ASKED = "redis_gb_hour"
+ESSENTIAL_PRICES = ("ru_hour", "autoscale_factor", "storage_gb_month", "cpu_hour")
 
 
 class PricesUnreadable(BenchMisused):
@@ -74,7 +71,10 @@ class Price:
     """Relative error bound; None for the usual one of the basis."""
 
     meter: tuple[str, str] | None = None
-    """Product and meter of a price of Cosmos DB in Azure's list."""
+    """Product and meter in Azure's list; that of a node of Redis is named by its size."""
+
+    meter_units: Positive = 1.0
+    """Units of the price in one of the meter, as vCPUs of a machine."""
 
     @property
     def error_bound(self) -> float:
@@ -132,8 +132,21 @@ class Prices:
         return replace(self, named=moved, redis=sizes)
 
 
-# In the file, keys for all sizes of Redis.
-REDIS_QUOTED = "redis_quoted"
+class PriceFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The tables of a file of prices."""
+
+    currency: str
+    ru_hour: Price
+    autoscale_factor: Price
+    serverless_million_ru: Price | None = None
+    storage_gb_month: Price
+    cpu_hour: Price
+    disk_gb_month: Price | None = None
+    redis_gb_hour: Price | None = None
+    redis_quoted: dict[str, Any] = {}
+    """Keys for the prices of all sizes of Redis."""
+
+    redis: tuple[dict[str, Any], ...] = ()
 
 
 def load(path: Path = OURS) -> Prices:
@@ -144,7 +157,7 @@ def load(path: Path = OURS) -> Prices:
         raise PricesUnreadable(f"{path}: {error.strerror}") from error
     except KeyError as error:
         raise PricesUnreadable(f"{path}: {error.args[0]} is missing") from error
-    except (AttributeError, TypeError, ValueError) as error:
+    except (TypeError, ValueError) as error:
         raise PricesUnreadable(f"{path}: {error}") from error
 
 
@@ -155,40 +168,25 @@ def parse(text: str) -> Prices:
     Raises KeyError, TypeError or ValueError for a missing or invalid one.
     """
     tables = tomllib.loads(text)
-    known = tomllib.loads(OURS.read_text(encoding="utf-8"))
-    for name in tables:
-        if name not in known:
-            raise ValueError(f"the table {name!r} is not known; {did_you_mean(name, known) or 'leave it out'}")
-
-    not_prices = ("currency", "redis", REDIS_QUOTED)
-    named = {name: _price(name, table) for name, table in tables.items() if name not in not_prices}
-    for name in (*ESSENTIAL_PRICES, "autoscale_factor"):
-        _ = named[name]
-    sizes = [size | {"node_hour": _price_of_node(size, tables)} for size in tables.get("redis", ())]
-    prices = msgspec.convert({"currency": tables["currency"], "named": named, "redis": sizes}, Prices)
+    file = msgspec.convert(tables, PriceFile)
+    named = {name: tables[name] for name in file.__struct_fields__ if isinstance(getattr(file, name), Price)}
+    sizes = [size | {"node_hour": _price_of_node(size, file)} for size in file.redis]
+    prices = msgspec.convert({"currency": file.currency, "named": named, "redis": sizes}, Prices)
     if len({size.name for size in prices.redis}) < len(sizes):
         raise ValueError("two sizes of Redis have the same name")
     return replace(prices, redis=tuple(sorted(prices.redis, key=lambda size: size.gb)))
 
 
-def _price(name: str, table: object) -> Price:
-    """Return the price in a table. Raises ValueError with its *name* for an invalid one."""
-    try:
-        return msgspec.convert(table, Price)
-    except msgspec.ValidationError as error:
-        raise ValueError(f"{name}: {error}") from error
-
-
-def _price_of_node(size: Mapping[str, Any], tables: Mapping[str, Any]) -> Mapping[str, Any]:
+def _price_of_node(size: Mapping[str, Any], file: PriceFile) -> Mapping[str, Any]:
     """Return the price of a node of a size of Redis for an hour, as a table: its own, or that of its GB."""
-    per = f"node of {size['name']} for an hour"
+    origin = {"per": f"node of {size['name']} for an hour", "meter": (REDIS_PRODUCT, size["name"])}
     if "amount" in size:
-        return {"per": per, **tables.get(REDIS_QUOTED, {}), **size}
-    if "redis_gb_hour" not in tables:
+        return {**origin, **file.redis_quoted, **size}
+    if file.redis_gb_hour is None:
         raise ValueError(f"redis {size['name']} has no amount, and there is no redis_gb_hour")
-    of_gb = tables["redis_gb_hour"]
-    per = f"{per}: {size['gb']:g} GB at {of_gb['amount']:g}"
-    return {**of_gb, "amount": size["gb"] * of_gb["amount"], "per": per}
+    of_gb = file.redis_gb_hour.amount
+    per = f"{origin['per']}: {size['gb']:g} GB at {of_gb:g}"
+    return {**asdict(file.redis_gb_hour), **origin, "amount": size["gb"] * of_gb, "per": per}
 
 
 class ListedPrice(msgspec.Struct, frozen=True, rename="camel"):
@@ -199,6 +197,11 @@ class ListedPrice(msgspec.Struct, frozen=True, rename="camel"):
     sku_name: str
     retail_price: float
     tier_minimum_units: float | None = None
+
+    @property
+    def names(self) -> tuple[tuple[str, str], ...]:
+        """The product with the meter, and with the size."""
+        return (self.product_name, self.meter_name), (self.product_name, self.sku_name)
 
 
 class PricePage(msgspec.Struct, frozen=True, rename="pascal"):
@@ -230,36 +233,24 @@ def fetch_prices(region: str, currency: str, today: dt.date, url: str) -> tuple[
     missing.
     """
     _check_region(region, currency)
-
-    entries = list[list[ListedPrice]]()
-    for products in (COSMOS_FILTER, MACHINES_FILTER, REDIS_FILTER):
-        condition = f"{products} and armRegionName eq '{region}' and priceType eq 'Consumption'"
-        entries.append(list(_listed_prices(url, condition, currency)))
-    cosmos, machines, redis = entries
+    place = f"armRegionName eq '{region}' and priceType eq 'Consumption'"
+    listed = [entry for products in FILTERS for entry in _listed_prices(url, f"{products} and {place}", currency)]
 
     ours = load()
-    prices = {
-        name: _agreed_price(entry for entry in cosmos if (entry.product_name, entry.meter_name) == price.meter)
-        for name, price in ours.named.items()
-        if price.meter is not None
-    }
-    linux_machines = [
-        listed for listed in machines if not OTHER_MACHINES.search(f"{listed.product_name} {listed.sku_name}")
-    ]
-    prices["cpu_hour"] = _agreed_price(linux_machines)
-    balanced = [entry for entry in redis if "Balanced" in entry.product_name]
-    node_prices = {
-        size.name: _agreed_price(entry for entry in balanced if entry.sku_name == size.name) for size in ours.redis
-    }
-
-    missing = [name for name, price in {**prices, **node_prices}.items() if price is None]
-    missing += [name for name in ours.named if name not in {*prices, *NOT_ASKED}]
-    essential = [name for name in ESSENTIAL_PRICES if name in missing]
+    asked = {**ours.named, **{size.name: size.node_hour for size in ours.redis}}
+    agreed = {name: _agreed_price(price, listed) for name, price in asked.items()}
+    amounts = {name: amount for name, amount in agreed.items() if amount is not None}
+    essential = [name for name in ESSENTIAL_PRICES if name not in amounts]
     if essential:
         raise BenchFailed(
             f"Azure's price list has no {', '.join(essential)} for {region} in {currency}: is that its name?"
         )
-    return _format_prices(ours, prices, node_prices, region=region, currency=currency, today=today), missing
+    amounts["autoscale_factor"] = round(amounts["autoscale_factor"] / amounts["ru_hour"], 6)
+
+    origin = {"region": region, "date": str(today), "source": RETAIL, "basis": "listed", "within": 0}
+    head = f'{HEAD} of {today}, by hotplate plan --prices-from-azure {region} {currency}\ncurrency = "{currency}"\n'
+    text = "\n".join([head, *_tables(ours, amounts, origin)])
+    return text, [name for name in asked if name not in amounts and name != NOT_ASKED]
 
 
 def _check_region(region: str, currency: str) -> None:
@@ -269,16 +260,17 @@ def _check_region(region: str, currency: str) -> None:
         raise BenchMisused(f"--prices-from-azure: {currency!r} is not a currency, such as EUR")
 
 
-def _agreed_price(entries: Iterable[ListedPrice]) -> float | None:
-    """Return the price in which all entries agree, besides free ones and discounts; None without such a price."""
+def _agreed_price(price: Price, listed: Iterable[ListedPrice]) -> float | None:
+    """Return the price in which all entries of its meter agree, besides free ones and discounts; None without one."""
+    entries = [entry for entry in listed if price.meter in entry.names]
     prices = {entry.retail_price for entry in entries if entry.retail_price > 0 and not entry.tier_minimum_units}
-    return prices.pop() if len(prices) == 1 else None
+    return prices.pop() / price.meter_units if len(prices) == 1 else None
 
 
 def _listed_prices(url: str, condition: str, currency: str) -> Iterator[ListedPrice]:
     """Yield the entries of Azure's price list at *url* that meet a *condition* in OData, of all its pages.
 
-    Raises BenchFailed for prices in another currency, too many pages, or a page on another host.
+    Raises BenchFailed for prices in another currency, or too many pages.
     """
     query = urlencode({"currencyCode": f"'{currency}'", "$filter": condition})
     page_url = f"{url}?{query}"
@@ -291,26 +283,14 @@ def _listed_prices(url: str, condition: str, currency: str) -> Iterator[ListedPr
         if not page.next_page_link:
             return
         page_url = page.next_page_link
-        if _host(page_url) != _host(url):
-            raise BenchFailed(f"{url}: the next page is on another host, {urlsplit(page_url).netloc[:80]}")
     raise BenchFailed(f"{url}: more than {PAGES} pages for {condition}")
-
-
-def _host(url: str) -> tuple[str, str | None, int | None]:
-    parts = urlsplit(url)
-    return parts.scheme, parts.hostname, parts.port or {"https": 443, "http": 80}.get(parts.scheme)
-
-
-class _NoRedirect(HTTPRedirectHandler):
-    def redirect_request(self, *_: Any, **__: Any) -> None:  # noqa: ANN401 -- as urllib's
-        """Refuse redirects to other hosts."""
 
 
 def _read_page(url: str) -> PricePage:
     """Return a page of Azure's price list. Raises BenchFailed for another answer, or one of more than PAGE_BYTES."""
     shown = url.partition("?")[0]
     try:
-        with build_opener(_NoRedirect).open(url, timeout=TIMEOUT_S) as answer:
+        with build_opener().open(url, timeout=TIMEOUT_S) as answer:
             return msgspec.json.decode(answer.read(PAGE_BYTES), type=PricePage)
     except HTTPError as error:
         raise BenchFailed(f"{shown}: status {error.code}") from error
@@ -320,43 +300,19 @@ def _read_page(url: str) -> PricePage:
         raise BenchFailed(f"{shown}: the answer is not a page of prices: {error}") from error
 
 
-def _format_prices(
-    ours: Prices,
-    prices: dict[str, float | None],
-    node_prices: Mapping[str, float | None],
-    *,
-    region: str,
-    currency: str,
-    today: dt.date,
-) -> str:
-    """Return a file of prices as TOML, without those that are None.
+def _tables(ours: Prices, amounts: Mapping[str, float], origin: Mapping[str, object]) -> Iterator[str]:
+    """Yield the tables of a file of prices as TOML, of those with an amount.
 
-    A vCPU costs a share of the price of a machine. Autoscale is written as a factor of the price of manual RU/s.
-
-    ours         our prices, which say what a price is for, and what a size of Redis has
-    prices       by name: "autoscale_factor" is that of autoscale, and "cpu_hour" that of a machine with `MACHINE_CPUS`
-    node_prices  of a node of Redis for an hour, by the name of its size
+    *ours* says what a price is for, and what a size of Redis has; *origin* has the keys that all have in common.
     """
-    factor = AUTOSCALE_FACTOR
-    if prices["autoscale_factor"] and prices["ru_hour"]:
-        factor = round(prices["autoscale_factor"] / prices["ru_hour"], 6)
-    machine = prices["cpu_hour"] or 0
-    amounts = prices | {"cpu_hour": machine / MACHINE_CPUS, "autoscale_factor": factor}
-
-    origin = {"region": region, "date": str(today), "source": RETAIL, "basis": "listed", "within": 0}
-    tables = [f'{HEAD} of {today}, by hotplate plan --prices-from-azure {region} {currency}\ncurrency = "{currency}"\n']
     for name, price in ours.named.items():
-        amount = amounts.get(name)
-        if amount is not None:
-            per = f"{MACHINE} at {machine:g}" if name == "cpu_hour" else price.per
-            tables.append(_format_table(f"[{name}]", {"amount": amount, "per": per, **origin}))
-
+        if name in amounts:
+            yield _format_table(f"[{name}]", {"amount": amounts[name], "per": price.per, **origin})
     for size in ours.redis:
-        node_hour = node_prices[size.name]
-        if node_hour is not None:
+        if size.name in amounts:
             kept = {key: getattr(size, key) for key in ("name", "gb", "vcpus", "shards", "gets_s")}
-            tables.append(_format_table("[[redis]]", {**kept, "amount": node_hour}))
-    return "\n".join([*tables, _format_table(f"[{REDIS_QUOTED}]", origin)])  # the origin of all sizes of Redis
+            yield _format_table("[[redis]]", {**kept, "amount": amounts[size.name]})
+    yield _format_table("[redis_quoted]", origin)
 
 
 def _format_table(heading: str, values: Mapping[str, object]) -> str:

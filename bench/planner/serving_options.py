@@ -16,14 +16,14 @@ from hotplate.bench.planner.formulas import (
     FigureTable,
     NotPossible,
     apply,
+    at_most,
     ceiling,
     choose,
     largest,
-    least_possible,
 )
 from hotplate.bench.planner.inputs import CAPACITIES, POD_STORES, hourly_shares
 from hotplate.bench.planner.prices import HOURS_A_MONTH, Prices, RedisSize
-from hotplate.bench.planner.sizing import GB, PARTITIONS, SKEW, partition_skew
+from hotplate.bench.planner.sizing import GB, PARTITIONS, SKEW, TOO_SLOW, partition_skew
 from hotplate.stores.cosmos import url as cosmos
 from hotplate.stores.redis.footprint import BUCKETS
 
@@ -37,7 +37,7 @@ STORES = (*CAPACITIES, "redis", "files")
 # Lines of the report: figures by their words.
 TODAY = {
     "provisioned": "have_ru", "missing": "short_ru", "reads that get 429 in the busiest hour": "refused_reads",
-    "used by reads in the busiest hour": "today_use", "more than needed": "over_ru", "cost a month": "today_cost",
+    "used by reads in the busiest hour": "today_use", "more than needed": "over_ru",
     "cost of unneeded RU/s": "over_cost",
 }  # fmt: skip
 CARRIED = {
@@ -47,8 +47,8 @@ CARRIED = {
 }  # fmt: skip
 OUTLINE = {
     "Redis": {
-        "memory, all releases": "redis_gb", "Azure Managed Redis, balanced": "redis_size", "shards": "redis_shards",
-        "largest shard / average": "redis_fullest", "nodes of an instance": "redis_nodes",
+        "memory, all releases": "redis_gb", "Azure Managed Redis, balanced": "redis_size",
+        "nodes of an instance": "redis_nodes",
     },
     "Cost a month": {
         "Cosmos DB, manual": "manual_cost", "Cosmos DB, autoscale": "autoscale_cost",
@@ -291,76 +291,29 @@ def _add_serverless(table: FigureTable, cost_unit: str) -> None:
         "serverless_used_ru", "RU/month", mean_ru * HOURS_A_MONTH * 3600 + term("publishes") * term("publish_total_ru")
     )
 
-    needs = (term("regions"), reads_ru, most_ru, term("release_gb"), publish_hours, term("refresh_hours"))
-    inside = apply(lambda *numbers: _require_serverless(ServerlessNeeds(*numbers)), *needs, text="")
-    cost = used_ru.decided_by(inside) / 1_000_000 * _price(table, "serverless_million_ru") + term("storage_cost")
-    table.add_calculated("serverless_cost", cost_unit, cost, source=SERVERLESS)
-
-
-class ServerlessNeeds(NamedTuple):
-    """What a serverless container must do, and *most_ru*, the RU/s that it can have."""
-
-    regions: float
-    reads_ru: float
-    most_ru: float
-    release_gb: float
-    publish_hours: float
-    refresh_hours: float
-
-
-def _require_serverless(needs: ServerlessNeeds) -> None:
-    """Raise NotPossible if a serverless container cannot serve a load."""
     container_gb = cosmos.SERVERLESS_BYTES / GB
-    if needs.regions > 1:
-        raise NotPossible(f"regions: {needs.regions:.0f}, and serverless has one")
-    if needs.release_gb > container_gb:
-        raise NotPossible(
-            f"storage: {needs.release_gb:,.0f} GB a release, and a serverless container holds {container_gb:,.0f}"
-        )
-    if needs.reads_ru > needs.most_ru:
-        raise NotPossible(f"RU/s: {needs.reads_ru:,.0f} for reads, above {needs.most_ru:,.0f} of its container")
-    if needs.publish_hours > needs.refresh_hours:
-        raise NotPossible(
-            f"time of a publish: {needs.publish_hours:,.1f} hours at {needs.most_ru:,.0f} RU/s, and the next begins "
-            f"after {needs.refresh_hours:g}"
-        )
+    limits = (
+        at_most(term("regions"), 1, "regions: {:.0f}, and serverless has one"),
+        at_most(term("release_gb"), container_gb, "storage: {:,.0f} GB a release, and a container holds {:,.0f}"),
+        at_most(reads_ru, most_ru, "RU/s: {:,.0f} for reads, above {:,.0f} of its container"),
+        at_most(publish_hours, term("refresh_hours"), TOO_SLOW),
+    )
+    cost = used_ru.decided_by(*limits) / 1_000_000 * _price(table, "serverless_million_ru") + term("storage_cost")
+    table.add_calculated("serverless_cost", cost_unit, cost, source=SERVERLESS)
 
 
 def _add_redis(table: FigureTable, prices: Prices) -> None:
     """Add to *table* the memory of all releases in Redis, the cheapest instance for it, and its monthly cost.
 
-    The sizes of instances, with GB, shards and the price of a node, are in the prices file. Data is uneven over shards,
-    so the fullest one must fit (`redis_fullest`, a multiple of an even share).
+    The sizes of instances, with GB, shards and the price of a node, are in the prices file.
     """
     term = table.expression
     size = _add_redis_size(table, prices.redis)
-    table.add_calculated(
-        "redis_size_gb", "GB", apply(lambda size: size.gb, size, text="GB of redis_size"), source="prices file"
-    )
-    shards = table.add_calculated(
-        "redis_shards",
-        "shards",
-        apply(lambda size: size.shards, size, text="shards of redis_size"),
-        source="prices file: https://learn.microsoft.com/azure/redis/architecture",
-    )
-    fullest = apply(
-        fullest_shard_factor,
-        shards,
-        term("copies"),
-        text=f"1 + sqrt(2 * log(redis_shards) * redis_shards / ({BUCKETS} * copies))",
-    )
-    table.add_calculated(
-        "redis_fullest",
-        "",
-        fullest,
-        source="buckets of releases fall on shards at random: 5 to 16 % above the median of trials",
-    )
-
     price = table.add_calculated(
         "price_redis_node_hour",
         prices.currency,
         apply(lambda size: size.node_hour.amount, size, text="price of a node of redis_size"),
-        source="prices file" if size.obstacle else size.result.node_hour.provenance,
+        source="prices file",
     )
     table.add_calculated(
         "redis_cost", f"{prices.currency}/month", term("redis_nodes") * price * HOURS_A_MONTH * term("regions")
@@ -383,12 +336,10 @@ def _add_redis_size(table: FigureTable, sizes: Sequence[RedisSize]) -> Expressio
         *needs,
         text="the cheapest of the prices file for redis_gb and reads_s, uneven over its shards (hot_user)",
     )
-    source = "one endpoint is used"
-    shown = None
-    if not size.obstacle:
-        shown = size.result.name
-        source = f"the cheapest that is enough: {size.result.gb:g} GB; {size.result.node_hour.provenance}"
-    return table.add_calculated("redis_size", "", size, source=source, shown=shown)
+    if size.obstacle:
+        return table.add_calculated("redis_size", "", size)
+    source = f"the cheapest that is enough: {size.result.gb:g} GB; {size.result.node_hour.provenance}"
+    return table.add_calculated("redis_size", "", size, source, shown=size.result.name)
 
 
 class RedisNeeds(NamedTuple):
@@ -427,10 +378,9 @@ def cheapest_redis_size(sizes: Sequence[RedisSize], needs: RedisNeeds) -> RedisS
     fitting = [size for size in roomy if needs.reads_per_s <= rates[size.name]]
     if not fitting:
         most_rate = max(rates.values())
-        detail = f"{needs.reads_per_s:,.0f}, above {most_rate:,.0f} of an instance at {needs.utilisation:.0%}"
-        if most_rate < max(size.gets_s for size in roomy) * needs.utilisation:
-            detail += ", as one shard has the busiest user"
-        raise NotPossible(f"reads/s: {detail}")
+        raise NotPossible(
+            f"reads/s: {needs.reads_per_s:,.0f}, above {most_rate:,.0f} of an instance at {needs.utilisation:.0%}"
+        )
     return min(fitting, key=lambda size: size.node_hour.amount)
 
 
@@ -453,8 +403,8 @@ def fullest_shard_factor(shards: float, releases: float) -> float:
 def _add_totals(table: FigureTable, cost_unit: str) -> None:
     """Add to *table* the total with each way to store the lists, by the costs of each store alone.
 
-    `cheapest_total` is that of Cosmos DB with its cheapest capacity mode, `cosmos_total` that with the chosen mode.
-    Only Cosmos DB has a gateway. The total of a store that is not possible is an obstacle.
+    `cosmos_total` is that of Cosmos DB with the chosen capacity mode. Only Cosmos DB has a gateway. The total of a
+    store that is not possible is an obstacle.
     """
     term = table.expression
     _add_training_cost(table, cost_unit)
@@ -469,8 +419,6 @@ def _add_totals(table: FigureTable, cost_unit: str) -> None:
             total = total + term("gateway_month")
         table.add_calculated(f"{option}_total", cost_unit, total)
 
-    totals = {option: term(f"{option}_total") for option in CAPACITIES}
-    table.add_calculated("cheapest_total", cost_unit, least_possible(totals), source="Cosmos DB with its cheapest mode")
     capacity = term("capacity")
     table.add_calculated("cosmos_total", cost_unit, term(f"{capacity.result}_total").decided_by(capacity))
 
@@ -545,7 +493,6 @@ def _add_today(table: FigureTable, cost_unit: str) -> None:
 
     table.add_calculated("today_use", "share", reads_ru / have_ru, source="reads in the busiest hour")
     unneeded_ru = table.add_calculated("over_ru", "RU/s", largest(0, have_ru - term("serve_ru")))
-    table.add_calculated("today_cost", cost_unit, _monthly_cost_of(table, have_ru))
     table.add_calculated("over_cost", cost_unit, _monthly_cost_of(table, unneeded_ru))
 
 

@@ -14,6 +14,7 @@ from hotplate.bench.planner.formulas import (
     FigureTable,
     NotPossible,
     apply,
+    at_most,
     ceiling,
     choose,
     largest,
@@ -42,6 +43,8 @@ DOUBLY_CHARGED = ("bounded", "strong")  # levels that double the charge of reads
 EXACT_RANKS = 1_000  # lower ranks of the Zipf law are integrated
 CHARGES = "the file of charges, ours or that of --charges: a source for each coefficient"
 LIMITS = "https://learn.microsoft.com/azure/cosmos-db/concepts-limits"
+# The obstacle of a publish that ends after the next one begins.
+TOO_SLOW = "time of a publish: {:,.1f} hours, and the next begins after {:g}"
 SKEW = "the hottest user, and an even share of the others"
 FEWEST = f"the fewest of at most {cosmos.PARTITION_RU:,} RU/s each that hold the reads of the fullest one"
 PARTITIONS = "https://learn.microsoft.com/azure/cosmos-db/scaling-provisioned-throughput-best-practices"
@@ -61,10 +64,9 @@ OUTLINE = {
         "together, while a release is published": "together_ru", "a publish takes": "publish_hours",
     },
     "Cosmos DB: containers": {
-        "containers while publishing": "containers", "partitions if created with these RU/s": "new_partitions",
+        "partitions if created with these RU/s": "new_partitions",
         "partitions that are enough": "partitions", "autoscale: partitions": "autoscale_partitions",
         "RU/s of a partition": "partition_ru",
-        "busiest user's share of a partition": "hot_key_load", "load of the fullest partition": "hot_partition_load",
         "lowest RU/s of a kept release": "least_ru", "autoscale maximum": "autoscale_top_ru",
         "average autoscale RU/s": "autoscale_mean_ru", "storage, all releases": "stored_gb",
     },
@@ -187,19 +189,16 @@ def _add_workload(table: FigureTable) -> None:
 def _share_of_busiest_user(table: FigureTable) -> Expression:
     """Return the share of requests for the busiest user.
 
-    That is `hot_share` if it is given, else that of the first user by a Zipf law, else that of equally busy users.
+    That is `hot_share` if it is given, else that of the first user by a Zipf law.
     """
     term = table.expression
 
-    by_law = apply(lambda users: 1 / max(1, round(users)), term("users_then"), text="1 / max(1, round(users_then))")
-    if "zipf" in table:
-        by_law = apply(
-            lambda _, users, exponent: first_share_by_zipf(max(1, round(users)), exponent),
-            term("zipf"),
-            term("users_then"),
-            term("zipf"),
-            text="chance of the first of users_then, zipf",
-        )
+    by_law = apply(
+        lambda users, exponent: first_share_by_zipf(max(1, round(users)), exponent),
+        term("users_then"),
+        term("zipf"),
+        text="chance of the first of users_then, zipf",
+    )
     return table.given_or("hot_share", by_law)
 
 
@@ -220,13 +219,7 @@ def first_share_by_zipf(keys: int, exponent: float) -> float:
 
 def _stored_item_bytes(table: FigureTable) -> Expression:
     """Return the bytes of an item; an obstacle if Cosmos DB stores none of this size."""
-    return apply(_require_item_size, table.expression("item_bytes"), text="item_bytes")
-
-
-def _require_item_size(item_bytes: float) -> float:
-    if item_bytes > MAX_ITEM_BYTES:
-        raise NotPossible(f"size of an item: {item_bytes:,.0f} bytes, above {MAX_ITEM_BYTES:,}")
-    return item_bytes
+    return at_most(table.expression("item_bytes"), MAX_ITEM_BYTES, "size of an item: {:,.0f} bytes, above {:,}")
 
 
 def _add_read_charges(table: FigureTable, charges: Charges) -> None:
@@ -305,9 +298,7 @@ def _add_publishing(table: FigureTable, charges: Charges) -> None:
 
     hours = table.add_calculated("publish_hours", "hours", total_ru / provisioned / 3600)
     # A publish of h hours that starts at any minute touches h + 1 hours of the clock on average.
-    billed = apply(
-        _billed_hours, hours, term("refresh_hours"), text="publish_hours + 1, if it ends within refresh_hours"
-    )
+    billed = at_most(hours, term("refresh_hours"), TOO_SLOW) + 1
     table.add_calculated(
         "publish_billed_hours",
         "hours",
@@ -315,13 +306,6 @@ def _add_publishing(table: FigureTable, charges: Charges) -> None:
         source="hours of the clock that it touches, as a mean over its starts; each is billed at its highest RU/s",
     )
     table.add_calculated("publishes", "a month", HOURS_A_MONTH / term("refresh_hours"))
-
-
-def _billed_hours(hours: float, refresh_hours: float) -> float:
-    """Return the hours that a publish is billed for. Raises NotPossible if the next one begins before its end."""
-    if hours > refresh_hours:
-        raise NotPossible(f"time of a publish: {hours:,.1f} hours, and the next begins after {refresh_hours:g}")
-    return hours + 1
 
 
 def _add_stored_gb(table: FigureTable) -> None:
@@ -422,12 +406,7 @@ def _add_manual_container(table: FigureTable) -> None:
         largest(ceiling(creation / cosmos.INITIAL_PARTITION_RU), term("partitions_by_gb")),
         source=f"of a container that is created with creation_ru: {PARTITIONS}",
     )
-
-    partitions = term("partitions")
-    partition_ru = table.add_calculated("partition_ru", "RU/s", serving / partitions)
-    table.add_calculated("hot_key_load", "share", term("hot_key_ru") / partition_ru)
-    fullest_partition = term("reads_plain_ru") * term("skew") / partitions
-    table.add_calculated("hot_partition_load", "share", fullest_partition / partition_ru)
+    table.add_calculated("partition_ru", "RU/s", serving / term("partitions"))
 
 
 def _add_autoscale_container(table: FigureTable) -> None:
@@ -540,12 +519,11 @@ def _add_polls(table: FigureTable) -> None:
 
 
 def _add_together(table: FigureTable) -> None:
-    """Add to *table* the containers during a publish, and their manual RU/s together.
+    """Add to *table* the manual RU/s of all containers during a publish.
 
     They are those of the live release, each kept one, the new one, and the catalogue (control).
     """
     term = table.expression
-    table.add_calculated("containers", "containers", term("kept") + 3, source="live, kept, the next one, and control")
     together = term("serve_ru") + term("kept") * term("least_ru") + term("creation_ru") + term("control_ru")
     table.add_calculated(
         "together_ru", "RU/s", together, source="live, kept, draft and control, in the hours of a publish"

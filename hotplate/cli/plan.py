@@ -143,11 +143,10 @@ def _read_sources(flags: PlanFlags, values: Mapping[str, str | None], baseline: 
     values    inputs that have a flag, as texts; None if the flag is missing
     baseline  the saved plan of `--from` or `--check`, if any
     """
-    command_line = _command_line_inputs(flags, values)
     reports = {path: inputs.read_report(path) for path in flags.from_report}
     return _Sources(
-        layers=_file_inputs(flags, baseline=baseline, command_line=command_line, reports=reports),
-        command_line=command_line,
+        layers=_file_inputs(flags, baseline, reports),
+        command_line=_command_line_inputs(flags, values),
         charges=cosmos_charges.load(flags.charges or cosmos_charges.OURS),
         sweep=next((measured for measured in reports.values() if measured.kind == "ru"), None),
     )
@@ -276,18 +275,8 @@ def _option_words(flags: PlanFlags, prices: Path) -> list[str]:
     return words
 
 
-def _file_inputs(
-    flags: PlanFlags,
-    *,
-    baseline: Baseline | None,
-    command_line: list[InputSource],
-    reports: Mapping[Path, Report],
-) -> list[InputSource]:
-    """Return the inputs of a saved plan, of a release's manifest, and of reports, in this order; later ones win.
-
-    *command_line* has inputs that win over all of them; they may hold `p99_ms`, the objective that a rate in a report
-    must meet.
-    """
+def _file_inputs(flags: PlanFlags, baseline: Baseline | None, reports: Mapping[Path, Report]) -> list[InputSource]:
+    """Return the inputs of a saved plan, of a release's manifest, and of reports, in this order; later ones win."""
     layers = [baseline.layer] if baseline else []
     if flags.from_release is not None:
         from hotplate.releases import find_manifest  # loads the stores
@@ -295,9 +284,7 @@ def _file_inputs(
         manifest = run_on_store(flags.from_release, lambda opened: find_manifest(opened, None))
         layers.append(inputs.from_release(manifest, redacted(flags.from_release)))
     for path, measured in reports.items():
-        # Any layer may set the p99, and the command line wins.
-        p99_ms = inputs.merge([*layers, *command_line]).inputs.p99_ms
-        layers.append(inputs.from_report(measured, path, p99_ms))
+        layers.append(inputs.from_report(measured, path))
     return layers
 
 

@@ -43,7 +43,7 @@ function control(field) {
 
 function showForm(fields) {
   const labels = fields.map((field) =>
-    element("label", {}, field.label, element("small", {}, field.hint), ...control(field)));
+    element("label", {}, field.label, ...control(field)));
   byId("inputs").replaceChildren(...labels);
 }
 

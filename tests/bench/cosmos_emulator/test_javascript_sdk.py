@@ -47,7 +47,8 @@ for (const throughput of [{ throughput: 1000 }, { maxThroughput: 4000 }]) {
 }
 await expect("databases", async () => (await ids(client.databases.readAll())).includes(name), true);
 await expect("containers", () => ids(database.containers.readAll()), ["lists", "throughput", "maxThroughput"]);
-await expect("one container", () => ids(database.containers.query("SELECT * FROM r WHERE r.id = 'lists'")), ["lists"]);
+const one = { query: "SELECT * FROM r WHERE r.id = @id", parameters: [{ name: "@id", value: "lists" }] };
+await expect("one container", () => ids(database.containers.query(one)), ["lists"]);
 await expect("offer", async () => {
   return (await database.container("throughput").readOffer()).resource.content.offerThroughput;
 }, 1000);
@@ -85,9 +86,12 @@ await expect("changed", async () => (await container.item("a", "a").read({ acces
 // Queries
 await expect("query", () => ids(container.items.query(given(2))), ["b"]);
 await expect("query of a key", () => ids(container.items.query(given(2), { partitionKey: "a" })), []);
-for (const condition of ["c.n = 2", "c.id = 'b'", 'c.id = "b" AND c.n IN (1, 2.0)', "c.s = 'it\\\\'s'"]) {
-  await expect(condition, () => ids(container.items.query(`SELECT * FROM c WHERE ${condition}`)), ["b"]);
+const parameters = [["@b", "b"], ["@s", "it's"], ["@1", 1], ["@2", 2.0]].map(([name, value]) => ({ name, value }));
+for (const condition of ["c.n = @2", "c.id = @b", 'c.id = "b" AND c.n IN (@1, @2)', "c.s = @s"]) {
+  const query = { query: `SELECT * FROM c WHERE ${condition}`, parameters };
+  await expect(condition, () => ids(container.items.query(query)), ["b"]);
 }
+await expect("literal", () => ids(container.items.query("SELECT * FROM c WHERE c.n = 2")), /IN parameters/);
 await expect("pages", () => ids(container.items.query("SELECT * FROM c", { maxItemCount: 1 })), ["a", "b"]);
 await expect("all", () => ids(container.items.readAll({ maxItemCount: 1 })), ["a", "b"]);
 await expect("order", () => ids(container.items.query("SELECT * FROM c ORDER BY c.n")), /supports only SELECT \\*/);

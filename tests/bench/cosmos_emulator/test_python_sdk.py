@@ -134,7 +134,6 @@ def test_emulator_pages_and_options() -> None:
         assert container.read_item("a", "a")["id"] == "a"
         metrics = page("GET", "metrics").decode()
         assert 'hotplate_cosmos_emulator_requests_total{operation="read item",status="200"} 1.0' in metrics
-        assert 'hotplate_cosmos_emulator_partition_throughput{container="d/c",partition="0"} 400.0' in metrics
         page("PUT", "faults", [{"kind": "unavailable", "operation": "create item"}])
         with pytest.raises(CosmosHttpResponseError) as error:
             container.create_item({"id": "b"})

@@ -81,8 +81,7 @@ SCENARIOS: dict[str, tuple[dict[str, object], dict[str, float]]] = {
             "skew": 9 * (0.1 + 0.9 / 9),
             "serve_ru": 1_800,
             "partition_ru": 200,
-            "hot_key_load": 70 / 200,
-            "hot_partition_load": 0.7,
+            "hot_key_ru": 70,
             "least_ru": 500,
             "manual_cost": manual(1_800, 500, 50_000) + storage(1_000),
         },
@@ -138,7 +137,7 @@ SCENARIOS: dict[str, tuple[dict[str, object], dict[str, float]]] = {
     ),
     "Redis by memory": (
         {"users": 30_000_000, "list_bytes": 877},  # the fullest of 48 shards: 1.7 * 97.2 / 48 GB, of 0.8 * 180 / 48
-        {"redis_gb": 97.2, "redis_fullest": 1.696, "redis_size_gb": 240, "redis_cost": 2 * 240 * 0.026 * 730},
+        {"redis_gb": 97.2, "redis_cost": 2 * 240 * 0.026 * 730},
     ),
     "zone redundancy, a gateway and Kubernetes": (
         {"peak_rps": 7_000, "ru_factor": 1.25, "gateway_month": 200, "cluster_month": 73},
@@ -250,7 +249,7 @@ def test_reasons_are_those_of_the_planned_capacity() -> None:
     assert serverless.verdicts["reads"].startswith("5,000 RU/s, Azure's most; 1,450 are taken: 1,015/s x 1 RU / ")
     assert serverless.verdicts["429s"] == "from 5,000 reads/s on; the busiest user takes 0.4% of a partition"
     assert serverless.verdicts["publish"].startswith("5,000 RU/s: 18,000,000 RU in 1.0 h  ")
-    assert "look out: a publish takes 1.0 hours as serverless, more than the 0.5 it may" in (
+    assert "look out: a publish takes 1.0 hours, more than the 0.5 it may" in (
         report(a_plan(capacity="serverless", window_hours=0.5, **inputs), "prices.toml").notes
     )
     autoscale = report(a_plan(capacity="autoscale", publish_ru=400, **inputs), "prices.toml")
@@ -309,10 +308,10 @@ def test_memory_is_explained_by_the_releases_that_are_kept(kept: int) -> None:
 def test_shortage_follows_from_reads() -> None:
     # Without headroom, provisioned RU/s equal those of the reads.
     plan_report = report(a_plan(peak_rps=6_800, have_ru=400, ru_utilisation=1), "prices.toml")
-    assert plan_report.sentence.startswith("Short by 6,400 RU/s: 94 of 100 reads get 429. Provision 6,800 RU/s, and ")
+    assert plan_report.sentence.startswith("Short by 6,400 RU/s: 94.1 % of reads get 429. Provision 6,800 RU/s, and ")
     # A container of 6,100 RU/s has two partitions, of which one gets 0.9 + 0.05 of the reads, 3,800 of 4,000.
     split = report(a_plan(peak_rps=4_000, have_ru=6_100, hot_share=0.9), "prices.toml")
-    assert split.sentence.startswith("6,100 RU/s are split over 2 partitions: 19 of 100 reads get 429. ")
+    assert split.sentence.startswith("6,100 RU/s are split over 2 partitions: 18.8 % of reads get 429. ")
     assert split.exit_code == 3
     headroom = report(a_plan(peak_rps=700, have_ru=800), "prices.toml")
     assert headroom.sentence.startswith("Short by 200 RU/s: the busiest hour fits as a mean, its peaks get 429. ")
@@ -373,7 +372,7 @@ def test_redis_is_cheaper_between_the_stated_rates() -> None:
     assert cheaper.limit == "Cosmos DB is not possible (RU/s of a container)"
     for rate, is_less in ((0.99 * cheaper.low, False), (1.01 * cheaper.low, True), (0.99 * cheaper.high, True)):
         at = a_plan(users=1_000_000, zipf=0.9, hot_share=None, peak_rps=rate)
-        assert (at.number("redis_total") < at.number("cheapest_total")) is is_less
+        assert (at.number("redis_total") < at.number(f"{at.cheapest}_total")) is is_less
     (at_once,) = break_even(a_plan(regions=2))  # serverless has one region
     assert at_once.low == 0
     assert break_even(a_plan(users=100_000_000)) == []
@@ -388,7 +387,7 @@ def test_break_even_ends_where_redis_is_not_possible() -> None:
     assert "Redis is not possible (reads/s: 300,000, above 297,000 " in planned.sentence
     assert "Redis costs" not in planned.sentence
     memory = report(a_plan(users=1_000_000_000), "prices.toml")
-    assert memory.verdicts["Redis"] == "is not possible (memory) at any rate"
+    assert memory.verdicts["Redis"] == "costs less than Cosmos DB at no rate at which both are possible"
 
 
 def test_hot_user_beyond_a_partition_rules_out_cosmos() -> None:
@@ -412,7 +411,7 @@ def test_hot_user_is_read_from_one_shard_of_redis() -> None:
     # 224,000 GETs/s by 2 shards, at 60 %: one has 65,000 of 67,200, or 70,000
     assert size(peak_rps=100_000, hot_share=0.3) == "B10"
     assert size(peak_rps=100_000, hot_share=0.4) != "B10"
-    limit = "reads/s: 100,000, above 84,000 of an instance at 60%, as one shard has the busiest user"
+    limit = "reads/s: 100,000, above 84,000 of an instance at 60%"
     assert size(peak_rps=100_000, hot_share=0.6) == f"not possible: {limit}"  # 67,200 / (0.6 + 0.4 / 2)
     # Large sizes have no fewer GETs/s for a shard than B20, though the prices file has 495,000 for all.
     assert size(peak_rps=250_000, hot_share=0.05, users=100_000_000) == "B1000"
@@ -441,7 +440,6 @@ def test_the_rest_of_a_plan_does_not_depend_on_the_chosen_capacity() -> None:
 def test_catalogue_container_is_sized_by_the_polls_of_pods() -> None:
     plan = a_plan(peak_rps=300_000, cosmos_pod_rps=500)  # 1,000 pods poll every 2 s: 500 RU/s, at 70 %
     assert (plan.number("cosmos_pods"), plan.number("polls_ru"), plan.number("control_ru")) == (1_000, 500, 800)
-    assert any("created with 400: scale it to 800" in warning for warning in warnings(plan))
     less = a_plan(peak_rps=300_000)
     extra = plan.number("manual_cost") - less.number("manual_cost")
     assert extra == pytest.approx(400 * RU_MONTH)
@@ -471,7 +469,7 @@ def test_summary_is_short_and_complete_at_80_columns() -> None:
         {"users": 2_663_308, "regions": 2, "have_ru": 11_000, "capacity": "autoscale", "zipf": 0.9},
         million,
         {**million, "regions": 3},
-        {**million, "peak_rps": 9_000, "have_ru": 50_000, "p99_ms": 5, "gateway_hit_rate": 0.3},
+        {**million, "peak_rps": 9_000, "have_ru": 50_000, "gateway_hit_rate": 0.3},
         {**two_regions, "have_ru": 11_000, "capacity": "autoscale"},
         {**two_regions, "have_ru": 11_000, "capacity": "serverless"},
         {**million, "hot_share": 0.3, "peak_rps": 60_000},

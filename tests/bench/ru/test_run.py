@@ -6,7 +6,6 @@ import json
 import os
 import re
 import signal
-import ssl
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from azure.cosmos import CosmosClient
 from rich.console import Console
 
 from hotplate.base.report import print_report
@@ -62,17 +62,20 @@ def url_of(account: Emulator) -> str:
     return "cosmos+" + account.endpoint + "db"
 
 
-def containers(account: Emulator, certificate: Path | None = None) -> set[tuple[str, str, str]]:
-    """Return of all containers RU spent, 429s and RU/s, by partition."""
-    context = ssl.create_default_context(cafile=certificate) if certificate else None
-    with urllib.request.urlopen(account.endpoint + "__emulation/metrics", context=context) as answer:
-        text = answer.read().decode()
-    samples = re.findall(r'emulator_partition_(\w+)\{container="([^"]+)",partition="\d+"\} (\S+)', text)
-    return {(container, name, value) for name, container, value in samples}
+def containers(account: Emulator) -> set[tuple[str, str, int | None]]:
+    """Return all containers by name, with their resource ids and RU/s."""
+    client = CosmosClient(account.endpoint, account.key)
+    present = set[tuple[str, str, int | None]]()
+    for database in client.list_databases():
+        proxy = client.get_database_client(database["id"])
+        for container in proxy.list_containers():
+            throughput = proxy.get_container_client(container["id"]).get_throughput()
+            present.add((f"{database['id']}/{container['id']}", container["_rid"], throughput.offer_throughput))
+    return present
 
 
 def databases(account: Emulator) -> set[str]:
-    return {container.partition("/")[0] for container, _, _ in containers(account)}
+    return {name.partition("/")[0] for name, _, _ in containers(account)}
 
 
 def sweep_command(*arguments: str | Path) -> list[str]:
