@@ -12,6 +12,7 @@ from hotplate.serve.consumed.entries import encode_pairs, parts_of
 from hotplate.serve.consumed.table import CAPACITY, ConsumedPairs
 from hotplate.serve.errors import ServiceMisused
 from hotplate.serve.metrics import CONSUMED_ITEMS, CONSUMED_PAIRS, SENT, Metrics
+from hotplate.serve.processes.shared_memory import shared_floats
 from hotplate.serve.settings import ServiceSettings
 from hotplate.serve.tiers.observer import StoreObserver
 from hotplate.stores.connect import REDIS, open_entry_log
@@ -49,20 +50,18 @@ def sharing_url(settings: ServiceSettings) -> str | None:
     return chosen or next((url for url in settings.stores if scheme_of(url) in REDIS), None)
 
 
-# Shared numbers of the processes of a service.
-CELLS = 3
-# When everything was last read and sent, by the monotonic clock; 1 once all entries were read, or could not be; and a
-# number that changes when a worker could not send events.
-_CURRENT_AT, _IS_STARTED, _UNSENT = range(CELLS)
+# Shared numbers of the processes of a service: when everything was last read and sent, by the monotonic clock; 1 once
+# all entries were read, or could not be; and a number that changes when a worker could not send events.
+_CURRENT_AT, _IS_STARTED, _UNSENT = range(3)
 
 
 class SharingState:
     """What the processes of a service know of the sharing: where the log is and, in shared numbers, how far it is."""
 
-    def __init__(self, url: str, cells: "memoryview[float]") -> None:
-        """*url* is that of the log's Redis; *cells* has CELLS numbers."""
+    def __init__(self, url: str) -> None:
+        """Created before the processes. *url* is that of the log's Redis."""
         self._url = url
-        self._cells = cells
+        self._cells = shared_floats(3)
         self.note_current()
 
     def open(self, metrics: Metrics) -> "EntryLog":

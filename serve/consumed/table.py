@@ -20,6 +20,7 @@ from xxhash import xxh3_64_intdigest
 
 from hotplate.base.timing import HOUR_S
 from hotplate.serve.errors import ServiceMisused
+from hotplate.serve.processes.shared_memory import shared_integers
 from hotplate.stores.encoding import IdTest, encode_id
 
 # Pairs of user and item for which there is room: of these, about three find their bucket full.
@@ -44,22 +45,20 @@ class ConsumedPairs:
 class Consumed:
     """Pairs of users and items, and until when they are hidden."""
 
-    def __init__(
-        self, hours: Sequence[str], *, users: "memoryview[int]", tags: "memoryview[int]", times: "memoryview[int]"
-    ) -> None:
-        """*hours*, as `buy=24`, until items of such an event are shown again; raises ServiceMisused.
+    def __init__(self, hours: Sequence[str]) -> None:
+        """Created before the workers. *hours*, as `buy=24`, until items of such an event are shown again.
 
-        *users* has USERS numbers, *tags* and *times* have BUCKETS times WAYS.
+        Raises ServiceMisused.
         """
         self.hours = dict[str, float]()
         """How long events hide their items, by type."""
-        self.hidden_until = users
+        self.hidden_until = shared_integers(USERS)
         """When the last item is shown again, by the hash of a user modulo USERS; 0 if none is hidden.
 
         The fast lane, the compiled handler of plain GETs, looks up most users here.
         """
-        self._tags = tags
-        self._times = times
+        self._tags = shared_integers(BUCKETS * WAYS)
+        self._times = shared_integers(BUCKETS * WAYS)
         for text in hours:
             kind, _, number = text.partition("=")
             try:

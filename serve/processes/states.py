@@ -13,7 +13,7 @@ from hotplate.base.timing import loop_time
 from hotplate.serve.errors import ServiceFinding, first_error
 from hotplate.serve.log_once import LogOnce
 from hotplate.serve.processes.readiness import Status, status_of_tiers
-from hotplate.serve.processes.shared_table import Records, RecordTooLarge
+from hotplate.serve.processes.shared_memory import Records, RecordTooLarge
 from hotplate.serve.releases.comparison import identity
 from hotplate.serve.releases.served import ServedRelease
 from hotplate.serve.tiers.tier import Tier
@@ -117,18 +117,13 @@ def service_status(states: Sequence[ProcessState | None]) -> Status:
     return Status.DEGRADED if any(status.can_answer for status in statuses) else Status.NOT_READY
 
 
-def state_bytes(tiers: int) -> int:
-    """Return the size of the largest state with so many tiers."""
-    return (1 + tiers) * _PART_BYTES
-
-
 class SharedStates:
     """The last state of each process: the workers by number, then the admin process."""
 
-    def __init__(self, records: Records) -> None:
-        """*records* has a row per process."""
-        self.workers = records.rows - 1
-        self._records = records
+    def __init__(self, workers: int, tiers: int) -> None:
+        """Created before the processes, for the number of tiers."""
+        self.workers = workers
+        self._records = Records("states", (1 + tiers) * _PART_BYTES, rows=workers + 1)
         self._too_large = LogOnce()
 
     def write(self, process: int, state: ProcessState) -> None:

@@ -8,7 +8,7 @@ import time
 
 import msgspec
 
-from hotplate.serve.processes.shared_table import Records, RecordTooLarge
+from hotplate.serve.processes.shared_memory import Records, RecordTooLarge
 from hotplate.serve.releases.served import ServedRelease, TierRelease
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.errors import ReleaseCorrupt
@@ -32,9 +32,9 @@ class _Record(msgspec.Struct, frozen=True):
 class KeptReleases:
     """The release that each worker kept last."""
 
-    def __init__(self, records: Records) -> None:
-        """*records* has a row per worker."""
-        self._records = records
+    def __init__(self, workers: int) -> None:
+        """Created before the workers, in shared memory."""
+        self._records = Records("kept releases", MAX_KEPT_BYTES, rows=workers)
         self._keeping: ServedRelease | None = None
 
     def keep(self, worker: int, first_live: TierRelease) -> None:

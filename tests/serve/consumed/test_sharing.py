@@ -15,13 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hotplate.serve.consumed.entries import MAX_PAIRS, decode_pairs, encode_pairs, parts_of
-from hotplate.serve.consumed.sender import CELLS, ConsumedSender, SharingState, sharing_url
+from hotplate.serve.consumed.sender import ConsumedSender, SharingState, sharing_url
 from hotplate.serve.consumed.sharing import ConsumedSharing
 from hotplate.serve.consumed.stored_events import ConsumedEvent, read_events
-from hotplate.serve.consumed.table import ConsumedPairs
+from hotplate.serve.consumed.table import Consumed, ConsumedPairs
 from hotplate.serve.errors import ServiceMisused
 from hotplate.serve.metrics import TOKEN_FAILURES, Metrics
-from hotplate.serve.processes.shared_table import private_floats
 from hotplate.serve.settings import ServiceSettings
 from hotplate.serve.tasks import background
 from hotplate.stores.catalogue import Catalogue
@@ -40,7 +39,6 @@ from tests.support.redis_server import RedisServer, running, users_of_the_guide
 from tests.support.remote import publish
 from tests.support.rotation import RotatingProvider
 from tests.support.service import UNTIL_S, Service, a_list, ids, published, serving, until
-from tests.support.shared import consumed_items
 from tests.support.waiting import until_true
 
 # A busy machine may be late with replies of Redis.
@@ -188,7 +186,7 @@ async def test_store_is_kept_open_during_short_outages(
 
 
 def state_of(url: str) -> SharingState:
-    return SharingState(url, private_floats(CELLS))
+    return SharingState(url)
 
 
 def sharing_of(server: RedisServer, folder: Path) -> ConsumedSharing:
@@ -197,7 +195,7 @@ def sharing_of(server: RedisServer, folder: Path) -> ConsumedSharing:
         state_of(server.url(prefix=folder.name)),
         stores=["memory"],
         folder=folder,
-        consumed=consumed_items("buy=24"),
+        consumed=Consumed(["buy=24"]),
         metrics=Metrics(1, ["memory"]),
     )
 
@@ -424,7 +422,7 @@ async def test_missing_tokens_of_the_log_are_counted(
     monkeypatch.setattr("hotplate.stores.redis.store.entra_provider", lambda: NoTokens([]).create)
     monkeypatch.setattr("hotplate.serve.consumed.sender.SEND_S", UNTIL_S)
     metrics = Metrics(1, ["file"])
-    consumed = consumed_items("buy=24")
+    consumed = Consumed(["buy=24"])
     sender = ConsumedSender(state_of(f"{redis_server.url('rediss')}&auth=entra"), metrics, is_erased=lambda _: False)
     pairs = consumed.pairs_of("buy", "1", ["a"], None)
     assert pairs is not None

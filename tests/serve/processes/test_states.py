@@ -14,6 +14,7 @@ from hotplate.serve.processes.states import (
     SENTENCE_CHARS,
     ProcessState,
     Reporter,
+    SharedStates,
     TierState,
     service_status,
     short_rules,
@@ -23,7 +24,6 @@ from hotplate.stores.catalogue import Release, ReleaseId, ReleaseRef, State
 from hotplate.stores.encoding import MAX_LIST_NAME, MAX_LISTS
 from tests.support.memory_store import MemoryStore
 from tests.support.service import publish_through
-from tests.support.shared import shared_states
 
 
 def state_of(text: str, tiers: int = 1, findings: int = FINDINGS) -> ProcessState:
@@ -59,7 +59,7 @@ def state_of(text: str, tiers: int = 1, findings: int = FINDINGS) -> ProcessStat
 
 def test_longest_state_of_all_tiers_fits() -> None:
     for tiers in (1, 5):
-        states = shared_states(2, tiers)
+        states = SharedStates(2, tiers)
         longest = state_of("\U0001f600" * 1000, tiers)
         states.write(1, longest)
         assert states.all() == [None, longest]
@@ -68,7 +68,7 @@ def test_longest_state_of_all_tiers_fits() -> None:
 
 
 def test_too_long_state_is_reported_without_details_and_spares_its_neighbour() -> None:
-    states = shared_states(2)
+    states = SharedStates(2, tiers=1)
     states.write(1, state_of("b"))
     for _ in range(3):  # each of these is a sign of life
         long = msgspec.structs.replace(state_of("\U0001f600" * 1000, findings=100), reported_at=time.monotonic())
@@ -89,7 +89,7 @@ async def test_release_with_hundreds_of_long_rule_names_is_reported(memory: Memo
     reader = TieredReader({"memory": memory})
     await reader.tiers[0].follower.refresh()
 
-    states = shared_states(1)
+    states = SharedStates(1, tiers=1)
     states.write(0, Reporter(reader.tiers).state())
     (reported,) = states.of_tier("memory")
     assert reported.release is not None
