@@ -5,7 +5,7 @@ That is done before the event is answered, unless Redis is away, so that a kill 
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from hotplate.serve.consumed.entries import encode_pairs, parts_of
@@ -107,23 +107,20 @@ async def send_pairs(entries: "EntryLog", parts: Sequence[ConsumedPairs], metric
 class ConsumedSender:
     """Sends what events hide, for one worker; what it fails to send is left to `ConsumedSharing`."""
 
-    def __init__(self, state: SharingState, metrics: Metrics, is_erased: Callable[[str], bool]) -> None:
-        """*is_erased* says whether a user is erased, whose pairs are not sent."""
+    def __init__(self, state: SharingState, metrics: Metrics) -> None:
         self._entries = state.open(metrics)
         self._state = state
         self._metrics = metrics
-        self._is_erased = is_erased
         self._retry_at = 0.0
         self._state.note_unsent()  # a killed worker that this one replaces may have left some
 
     async def send(self, hidden: Sequence[ConsumedPairs]) -> None:
         """Append the items that events hide to the log in Redis through which the services of a shop share them.
 
-        *hidden* has a user, and hashes of user and items, per event. Those of erased users are not sent. Nothing is
-        sent if they are too many, or if Redis does not answer in SEND_S or is known to be away: the admin process
-        (`ConsumedSharing`) sends them later, from the events on disk.
+        *hidden* has the items per event. Nothing is sent if they are too many, or if Redis does not answer in SEND_S or
+        is known to be away: the admin process (`ConsumedSharing`) sends them later, from the events on disk.
         """
-        parts = [part for pairs in hidden if not self._is_erased(pairs.user) for part in parts_of(pairs)]
+        parts = [part for pairs in hidden for part in parts_of(pairs)]
         if not parts:
             return
 

@@ -165,7 +165,7 @@ class Console:
         UnknownList, and NotReady without a release.
         """
         reader = await self._ready_reader()
-        shaper = Shaper(self._context.deny_list, self._context.consumed)
+        shaper = Shaper(reader.deny_list, self._context.consumed, is_erased=reader.is_erased)
         request = ListRequest(USER, user, selection=Selection(list=list_name))
 
         started = time.perf_counter()

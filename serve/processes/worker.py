@@ -22,7 +22,7 @@ from hotplate.serve.events.writer import EventWriter
 from hotplate.serve.metrics import DROPPED_LINES, LIVE, OTHER_RELEASE, ReleaseRole
 from hotplate.serve.processes.context import ProcessContext
 from hotplate.serve.processes.readiness import Status, WorkerReadiness
-from hotplate.serve.processes.states import ProcessState, Reporter, short
+from hotplate.serve.processes.states import ProcessState, Reporter
 from hotplate.serve.releases.live_counts import ReleaseCounter
 from hotplate.serve.settings import ServiceSettings
 from hotplate.serve.tasks import background
@@ -162,7 +162,7 @@ def _own_state(
     return {
         "status": status if listening.is_set() else Status.STARTING,
         "connections": len(server.open),
-        "findings": short(findings),
+        "findings": list(findings),
         "certificate_expires_at": certificate.expires_at if certificate else None,
         "consumed_lag_s": None if sharing is None else sharing.lag_s,
     }
@@ -227,7 +227,7 @@ def _create_dispatcher(
     events = None
     if settings.events:
         # Shares items that users have consumed with other services; None unless the settings ask for that.
-        sender = _consumed_sender(context, reader)
+        sender = None if context.sharing is None else ConsumedSender(context.sharing, context.metrics)
         if sender is not None:
             stack.push_async_callback(sender.close)
         writer = EventWriter(settings.events)
@@ -265,12 +265,6 @@ def _create_tracer(settings: ServiceSettings, stack: AsyncExitStack, stop: Shutd
     tracer = Tracer(telemetry, exporters_for(telemetry).spans(), settings.scheme)
     stack.push_async_callback(_flush, tracer, stop)
     return tracer
-
-
-def _consumed_sender(context: ProcessContext, reader: TieredReader) -> ConsumedSender | None:
-    if context.sharing is None:
-        return None
-    return ConsumedSender(context.sharing, context.metrics, reader.is_erased)
 
 
 def _role_of_release(reader: TieredReader, release: str) -> ReleaseRole:
