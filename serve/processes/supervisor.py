@@ -17,8 +17,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from ipaddress import ip_address
-from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
@@ -139,34 +137,19 @@ def _check_early(settings: ServiceSettings) -> None:
 def _reserve_addresses(settings: ServiceSettings) -> _Listeners:
     """Bind the sockets of the workers, the admin process and health probes; raises CannotListen.
 
-    Raises ServiceMisused for two equal addresses, and for an admin address that other machines reach and that needs no
-    key.
+    All but the first listen, because the system lets two sockets bind one address as long as neither listens. Raises
+    ServiceMisused for an admin address that other machines reach and that needs no key.
     """
-    listener = reserve(settings.host, settings.port)
     admin = reserve(settings.admin_host, settings.admin_port, "admin-")
-    health = reserve(settings.health_host, settings.health_port, "health-")
-    _check_distinct({"--port": listener, "--admin-port": admin, "--health-port": health})
     if not is_loopback(admin.getsockname()[0]) and settings.keys is None and settings.oidc_issuer is None:
         raise ServiceMisused(
             f"{settings.admin_host} can be reached from other machines: give --keys FILE with a key for operators "
             "(hotplate keys create --scope admin makes one), or --admin-host an address of loopback, as 127.0.0.1"
         )
     admin.listen()
-    return _Listeners(listener, admin, health)
-
-
-def _check_distinct(sockets: dict[str, socket.socket]) -> None:
-    """Raise ServiceMisused if two bound sockets, by option, have one address: only one of them could listen.
-
-    The kernel lets both bind, as they have SO_REUSEADDR.
-    """
-    for (option, bound), (other_option, other) in combinations(sockets.items(), 2):
-        host, port = bound.getsockname()[:2]
-        other_host, other_port = other.getsockname()[:2]
-        if port != other_port:
-            continue
-        if host == other_host or ip_address(host).is_unspecified or ip_address(other_host).is_unspecified:
-            raise ServiceMisused(f"{option} and {other_option} are both {port}; give each a port of its own")
+    health = reserve(settings.health_host, settings.health_port, "health-")
+    health.listen()
+    return _Listeners(reserve(settings.host, settings.port), admin, health)
 
 
 def _url(host: str, listener: socket.socket, certificate: Certificate | None) -> str:
