@@ -85,13 +85,24 @@ async def run_admin(context: ProcessContext, url: str, listener: socket.socket, 
     not_counted = Metrics(1, ())  # only requests to workers count
     server = HttpServer(admin, AnswerWriter(not_counted, admin.request_ids, varies=False), limits)
 
+    settings = context.settings
+    judge = ReleaseJudge(
+        tiers_of(settings.stores),
+        context.comparisons,
+        context.states,
+        context.metrics,
+        probation_s=settings.probation_s,
+        admin_store=settings.admin_store,
+    )
+    write_state = partial(context.states.write, settings.workers)  # in the row after those of the workers
+
     # Background tasks, which end with the block.
     async with (
         background(follow(context.watched, leads=True)),
-        background(_judge_releases(context)),
+        background(judge.run()),
         aclosing(console),
         background(_share_consumed_items(context)),
-        background(_report_heartbeats(context)),
+        background(Reporter(()).run(write_state)),
         _metric_export(context),
     ):
         acceptor = server.listen(listener, BACKLOG, certificate)
@@ -124,32 +135,11 @@ async def _share_consumed_items(context: ProcessContext) -> None:
         return
     sharing = ConsumedSharing(
         context.sharing,
-        stores=settings.stores,
         folder=settings.events,
         consumed=context.consumed,
         metrics=context.metrics,
     )
     await sharing.run()
-
-
-async def _report_heartbeats(context: ProcessContext) -> None:
-    """Report that this process is alive, in the row of shared memory after those of the workers."""
-    write_state = partial(context.states.write, context.settings.workers)
-    await Reporter(()).run(write_state)
-
-
-async def _judge_releases(context: ProcessContext) -> None:
-    """Judge the releases that are compared with others, for all workers (see `ReleaseJudge`)."""
-    settings = context.settings
-    judge = ReleaseJudge(
-        tiers_of(settings.stores),
-        context.comparisons,
-        context.states,
-        context.metrics,
-        probation_s=settings.probation_s,
-        admin_store=settings.admin_store,
-    )
-    await judge.run()
 
 
 class WorkerStates:

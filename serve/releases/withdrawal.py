@@ -18,7 +18,7 @@ from hotplate.serve.log_once import LogOnce
 from hotplate.serve.metrics import Metrics
 from hotplate.serve.processes.states import SharedStates
 from hotplate.serve.releases.comparison import Comparison, SharedComparisons, TierComparisons, identity
-from hotplate.serve.releases.counts import NO_READS, BothCounts, canary_counts, live_counts
+from hotplate.serve.releases.counts import NO_READS, BothCounts, counts_by_role, live_counts
 from hotplate.serve.releases.judgement import MORE_FALLBACKS, MORE_SLOW, find_regression, slow_s
 from hotplate.serve.tasks import background, repeat
 from hotplate.stores.catalogue import Catalogue, ReleaseRef, State
@@ -111,7 +111,7 @@ class ReleaseJudge:
             canary = next(iter(followed), None)
             if comparisons.canary is not None and comparisons.canary.release in followed:
                 canary = comparisons.canary.release
-            counts = canary_counts(comparisons.tier, self._metrics)
+            counts = counts_by_role(comparisons.tier, self._metrics)
             comparisons.judge_canary(canary, counts, self._clock())
         self._shared.keep(self._tiers)
 
