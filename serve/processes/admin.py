@@ -85,21 +85,12 @@ async def run_admin(context: ProcessContext, url: str, listener: socket.socket, 
     not_counted = Metrics(1, ())  # only requests to workers count
     server = HttpServer(admin, AnswerWriter(not_counted, admin.request_ids, varies=False), limits)
 
-    settings = context.settings
-    judge = ReleaseJudge(
-        tiers_of(settings.stores),
-        context.comparisons,
-        context.states,
-        context.metrics,
-        probation_s=settings.probation_s,
-        admin_store=settings.admin_store,
-    )
-    write_state = partial(context.states.write, settings.workers)  # in the row after those of the workers
+    write_state = partial(context.states.write, context.settings.workers)  # in the row after those of the workers
 
     # Background tasks, which end with the block.
     async with (
         background(follow(context.watched, leads=True)),
-        background(judge.run()),
+        background(_judge_of(context).run()),
         aclosing(console),
         background(_share_consumed_items(context)),
         background(Reporter(()).run(write_state)),
@@ -109,6 +100,18 @@ async def run_admin(context: ProcessContext, url: str, listener: socket.socket, 
         await stop.requested.wait()
         acceptor.close()
         await server.close(STOP_S)
+
+
+def _judge_of(context: ProcessContext) -> ReleaseJudge:
+    settings = context.settings
+    return ReleaseJudge(
+        tiers_of(settings.stores),
+        context.comparisons,
+        context.states,
+        context.metrics,
+        probation_s=settings.probation_s,
+        admin_store=settings.admin_store,
+    )
 
 
 @asynccontextmanager
@@ -148,8 +151,7 @@ class WorkerStates:
     def __init__(self, context: ProcessContext) -> None:
         self._states = context.states
         self._comparisons = context.comparisons
-        on_probation = context.comparisons.all if context.settings.probation_s else tuple
-        self._exposition = Exposition(context.metrics, context.states.all, on_probation)
+        self._exposition = Exposition(context.metrics, context.states.all, context.comparisons.all)
 
     def routes(self) -> dict[str, Route]:
         """Return the routes by path."""

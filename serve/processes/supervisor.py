@@ -24,21 +24,15 @@ import uvloop
 
 from hotplate.serve.access.auth import is_loopback
 from hotplate.serve.access.tls import Certificate
-from hotplate.serve.api.cors import Cors
 from hotplate.serve.connections.fast_lane import LANE_MISSING, lane_state
 from hotplate.serve.connections.listeners import raise_descriptor_limit, reserve, within_memory
-from hotplate.serve.consumed.sender import LOG_NAME, sharing_url
 from hotplate.serve.errors import ServiceMisused
-from hotplate.serve.lists.fold_in import load_numpy
 from hotplate.serve.log_once import LOG_EVERY_S, LogOnce
 from hotplate.serve.processes.admin import run_admin
 from hotplate.serve.processes.context import ProcessContext, create_context
 from hotplate.serve.processes.health import Child, Health, HealthListener
 from hotplate.serve.processes.worker import STOPS, WATCHED, run_worker
 from hotplate.serve.settings import ServiceSettings
-from hotplate.stores.connect import connect, open_entry_log
-from hotplate.stores.errors import extra_installed
-from hotplate.stores.event_log import LogSegment
 from hotplate.stores.folders import room_bytes
 
 log = logging.getLogger(__name__)
@@ -77,7 +71,6 @@ def serve(settings: ServiceSettings, announce: Callable[[Addresses], None]) -> N
     *announce* is called with the addresses when the first worker answers. Raises CannotListen, ServiceMisused for
     invalid settings or files, and StoreMisused for an invalid store URL or a missing package.
     """
-    _check_early(settings)
     settings = replace(settings, limits=within_memory(settings.limits, settings.workers, room_bytes()))
     raise_descriptor_limit()
 
@@ -96,42 +89,6 @@ def serve(settings: ServiceSettings, announce: Callable[[Addresses], None]) -> N
     if lane_state(off=settings.no_fast_lane) == "missing":
         log.warning("%s", LANE_MISSING)
     _Supervisor(context, listeners, addresses, announce).run()
-
-
-def _check_early(settings: ServiceSettings) -> None:
-    """Raise the errors that processes would raise at their start, such as ServiceMisused, before any is started.
-
-    The objects created here are thrown away: their constructors check the settings. Their modules stay loaded, in
-    memory that all processes share.
-    """
-    Cors(settings.cors_origins)
-
-    # Stores, which are not connected yet.
-    for url in settings.stores:
-        connect(url)
-    if settings.admin_store is not None:
-        connect(settings.admin_store)
-    sharing = sharing_url(settings)
-    if sharing is not None:
-        open_entry_log(sharing, LOG_NAME)
-    if settings.fold_in:
-        load_numpy()
-
-    if settings.events:
-        try:
-            settings.events.mkdir(parents=True, exist_ok=True)
-            LogSegment(settings.events).close()
-        except OSError as error:
-            raise ServiceMisused(
-                f"events cannot be written to {settings.events}: {error.strerror}; name another folder with --events"
-            ) from error
-
-    if settings.telemetry is not None:
-        extra = "telemetry" if settings.telemetry.destination == "otlp" else settings.telemetry.destination
-        with extra_installed(extra):
-            from hotplate.serve.telemetry.export import exporters_for  # noqa: PLC0415 -- an extra
-
-        exporters_for(settings.telemetry)
 
 
 def _reserve_addresses(settings: ServiceSettings) -> _Listeners:

@@ -37,7 +37,7 @@ class Observed(NamedTuple):
     states: States
     """By the numbers of the workers."""
     probations: Sequence[TierComparisons]
-    """Of the tiers; none without `--probation`."""
+    """Of the tiers."""
 
 
 class StateMetric(NamedTuple):
