@@ -118,7 +118,7 @@ class Follower:
         self._refreshing = SharedCall(self._refresh, lambda: StoreUnavailable("the catalogue is no longer read"))
         self._restored: str | None = None
         """Why, until a newer catalogue is followed, the store counts as restored from an older copy."""
-        self._missing_rows = MissingRows(self, reader)
+        self._missing_rows = MissingRows(reader, self.erasures, self.refresh)
         self._failing = LogOnce(again_s=LOG_EVERY_S, clock=loop_time)
 
     @property
@@ -155,7 +155,7 @@ class Follower:
             group.create_task(self._follow_changes(warm=warm))
             group.create_task(self._read_while_unsettled())
             group.create_task(repeat(self._look_at_canary, CANARY_S, "loading or stopping a canary"))
-            group.create_task(self._missing_rows.run())
+            group.create_task(self._missing_rows.run(lambda: self.live))
 
     @property
     def releases(self) -> list[ServedRelease]:

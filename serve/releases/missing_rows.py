@@ -1,14 +1,13 @@
 """Rows of the live release that the store has dropped since it was loaded, as an evicting cache does."""
 
 import logging
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable, Callable
 
+from hotplate.serve.releases.erasures import KnownErasures
+from hotplate.serve.releases.served import ServedRelease
 from hotplate.serve.tasks import repeat
 from hotplate.stores.errors import HEAL, StoreError
 from hotplate.stores.store import Reader
-
-if TYPE_CHECKING:
-    from hotplate.serve.releases.follower import Follower
 
 log = logging.getLogger(__name__)
 
@@ -22,30 +21,31 @@ class MissingRows:
     Misses of lookups do not show what is missing: they may be of unknown users. Rows of erased users are not missing.
     """
 
-    def __init__(self, follower: "Follower", reader: Reader) -> None:
+    def __init__(self, reader: Reader, erasures: KnownErasures, refresh: Callable[[], Awaitable[None]]) -> None:
+        """*refresh* reads the catalogue, and updates *erasures*."""
         self.problem: str | None = None
         """Which rows are missing, and why."""
-        self._follower = follower
         self._reader = reader
+        self._erasures = erasures
+        self._refresh = refresh
 
-    async def run(self) -> None:
-        """Look every MISSING_S seconds, until cancelled."""
-        await repeat(self._look, MISSING_S, "looking for missing rows")
+    async def run(self, live: Callable[[], ServedRelease | None]) -> None:
+        """Look every MISSING_S seconds for those of the *live* release, until cancelled."""
+        await repeat(lambda: self._look(live()), MISSING_S, "looking for missing rows")
 
-    async def _look(self) -> None:
+    async def _look(self, live: ServedRelease | None) -> None:
         """Log if rows are missing, and if they are back."""
-        live = self._follower.live
         if live is None:
             return
         sample = live.manifest.sample
         try:
             missing = await self._reader.missing(live.ref, sample)
             if missing:
-                await self._follower.refresh()  # their users may have been erased just now
+                await self._refresh()  # their users may have been erased just now
         except StoreError:  # reported by the task that follows changes
             return
 
-        lost = [key for key in missing if not self._follower.erasures.erased.covers(key)]
+        lost = [key for key in missing if not self._erasures.erased.covers(key)]
         if lost and self.problem is None:
             found = f"{len(lost)} of {len(sample)} sampled rows of release {live.id} are missing; {HEAL}"
             self.problem = "; ".join([found, *await self._reader.warnings()])

@@ -184,7 +184,7 @@ def total_of(metrics: Metrics) -> float:
 
 def test_missing_shared_memory_is_a_misuse_with_advice() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (4 << 30, hard))
+    resource.setrlimit(resource.RLIMIT_AS, (memory_kb("VmSize") + (64 << 10) << 10, hard))
     try:
         with pytest.raises(ServiceMisused, match=r"shared memory for 256 workers .* --workers"):
             create_context(ServiceSettings(("file:///x",), workers=256))
@@ -204,8 +204,13 @@ def test_memory_is_bounded_and_old_large_records_are_returned() -> None:
 
 def shared_kb() -> int:
     """Return the shared memory of this process."""
+    return memory_kb("RssShmem")
+
+
+def memory_kb(name: str) -> int:
+    """Return a figure of the memory of this process, as the system names it."""
     with open(f"/proc/{os.getpid()}/status") as file:  # noqa: PTH123
-        return next(int(line.split()[1]) for line in file if line.startswith("RssShmem:"))
+        return next(int(line.split()[1]) for line in file if line.startswith(f"{name}:"))
 
 
 @pytest.mark.parametrize(
