@@ -23,7 +23,6 @@ from typing import NamedTuple, NoReturn
 import uvloop
 
 from hotplate.serve.access.auth import is_loopback
-from hotplate.serve.access.tls import Certificate
 from hotplate.serve.connections.fast_lane import LANE_MISSING, lane_state
 from hotplate.serve.connections.listeners import raise_descriptor_limit, reserve, within_memory
 from hotplate.serve.errors import ServiceMisused
@@ -75,13 +74,12 @@ def serve(settings: ServiceSettings, announce: Callable[[Addresses], None]) -> N
     raise_descriptor_limit()
 
     context = create_context(settings)
-    certificate = context.certificate
     listeners = _reserve_addresses(settings)
     admin_is_local = is_loopback(listeners.admin.getsockname()[0])
     addresses = Addresses(
-        _url(settings.host, listeners.workers, certificate),
-        _url(settings.admin_host, listeners.admin, None if admin_is_local else certificate),
-        _url(settings.health_host, listeners.health, None),
+        _url(settings.scheme, settings.host, listeners.workers),
+        _url("http" if admin_is_local else settings.scheme, settings.admin_host, listeners.admin),
+        _url("http", settings.health_host, listeners.health),
     )
 
     context.stderr.replace_stderr()
@@ -94,8 +92,8 @@ def serve(settings: ServiceSettings, announce: Callable[[Addresses], None]) -> N
 def _reserve_addresses(settings: ServiceSettings) -> _Listeners:
     """Bind the sockets of the workers, the admin process and health probes; raises CannotListen.
 
-    All but the first listen, because the system lets two sockets bind one address as long as neither listens. Raises
-    ServiceMisused for an admin address that other machines reach and that needs no key.
+    Each of the last two listens before another is bound, because the system lets two sockets bind one address as long
+    as neither listens. Raises ServiceMisused for an admin address that other machines reach and that needs no key.
     """
     admin = reserve(settings.admin_host, settings.admin_port, "admin-")
     if not is_loopback(admin.getsockname()[0]) and settings.keys is None and settings.oidc_issuer is None:
@@ -109,8 +107,7 @@ def _reserve_addresses(settings: ServiceSettings) -> _Listeners:
     return _Listeners(reserve(settings.host, settings.port), admin, health)
 
 
-def _url(host: str, listener: socket.socket, certificate: Certificate | None) -> str:
-    scheme = "http" if certificate is None else "https"
+def _url(scheme: str, host: str, listener: socket.socket) -> str:
     port = listener.getsockname()[1]
     return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
