@@ -59,7 +59,6 @@ class Records:
 
     def __init__(self, name: str, size: int, rows: int = 1) -> None:
         """*size* is that of the largest record; raises OSError if there is no such memory."""
-        self.rows = rows
         self.size = size
         self._name = name
         self._version_bytes = -(-(_HEAD.size + size) // mmap.PAGESIZE) * mmap.PAGESIZE  # whole pages
