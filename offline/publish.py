@@ -93,7 +93,7 @@ async def publish_source(
     """Write all lists of *source* as one release of *store*, make it live, and prune old releases.
 
     The lists must pass the gates: bounds that the settings have, or those of `gates.judgement.DEFAULTS`. If one fails,
-    or another release is the canary (shown to a share of the users first), the release stays ready and nothing
+    or another release is shown to a share of the users first, the release stays ready and nothing
     is pruned; `Written.refused` says why. It also says if services withdraw the release within `probation_wait`. As the
     release is written then, a failure to prune is a warning. If *prunes* is false, the caller prunes.
 

@@ -11,7 +11,7 @@ from itertools import product
 from typing import Final, Literal, Self
 
 from hotplate.serve.api.routes import TEMPLATES
-from hotplate.serve.processes.shared_table import private_floats
+from hotplate.serve.processes.shared_memory import shared_floats
 
 Labels = tuple[str, ...]
 # One number per series, or the buckets and sum of a histogram.
@@ -166,16 +166,11 @@ def position_labels(position: int | None, items: int) -> list[str]:
     return [POSITIONS[min(place, COUNTED_POSITIONS + 1) - 1] for place in range(position, position + items)]
 
 
-def cells_per_worker(tiers: Sequence[str]) -> int:
-    """Return how many numbers a worker counts in."""
-    return sum(row.cells for row in TABLE for _ in row.series(tiers))
-
-
 class Metrics:
-    """The counters of all workers."""
+    """The counters of several processes, in shared memory: each process has a slot of cells."""
 
-    def __init__(self, workers: int, tiers: Sequence[str], cells: "memoryview[float] | None" = None) -> None:
-        """*cells* is shared memory, a slot of `cells_per_worker` for each; without it, this process counts alone."""
+    def __init__(self, slots: int, tiers: Sequence[str]) -> None:
+        """Created before the processes; this one has the first slot."""
         self.cells = dict[Metric, dict[Labels, int]]()
         """First cell of each series in a slot."""
         self._slot_cells = 0
@@ -187,7 +182,7 @@ class Metrics:
         self.store = self.cells[STORE_TIMES]
         self.role_reads = self.cells[ROLE_TIMES]
         self._listed = {IMPRESSION: self.cells[IMPRESSIONS], CLICK: self.cells[CLICKS]}
-        self._cells = private_floats(workers * self._slot_cells) if cells is None else cells
+        self._cells = shared_floats(slots * self._slot_cells)
         self.own_cells = self._cells[: self._slot_cells]
         """The slot of this process, also for the fast lane."""
 

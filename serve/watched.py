@@ -15,13 +15,15 @@ import msgspec
 from xxhash import xxh3_128_digest
 
 from hotplate.serve.errors import ServiceMisused
-from hotplate.serve.processes.shared_table import Records
+from hotplate.serve.processes.shared_memory import Records
 from hotplate.serve.tasks import repeat
 
 log = logging.getLogger(__name__)
 
 POLL_S = 0.5
 MAX_BYTES = 1 << 20
+# Of msgpack, per file and for their list.
+HEAD_BYTES = 16
 # Parses the files and applies them by one assignment, because it may run in a thread; returns why a part of them is
 # not in use, if so. Of errors, only the text of ServiceMisused is shown, because others may quote the file.
 LoadFiles = Callable[..., str | None]
@@ -52,8 +54,8 @@ class WatchedFiles:
         self._context = context
         self._max_bytes = max_bytes
         self._if_missing = if_missing
-        self._shared: Records | None = None
-        self._row = 0
+        self._shared = Records(self.name, len(paths) * (max_bytes + HEAD_BYTES))
+        """The last valid content that was loaded after the start; created before the processes."""
         contents = self._read()
         self._seen: tuple[object, ...] = (_hash_of(contents),)
         """Hash of the content at the last poll, and its context."""
@@ -61,15 +63,9 @@ class WatchedFiles:
         """Those that were loaded last, or could not be loaded; empty if the files could not be read."""
         self._apply(contents)
 
-    def share(self, records: Records, row: int) -> None:
-        """Share valid content in a row of *records* with processes that are forked from now on."""
-        records.clear(row)
-        self._shared = records
-        self._row = row
-
     def catch_up(self) -> None:
         """Load the last valid content since the files were first loaded, in a process that was forked."""
-        payload = None if self._shared is None else self._shared.read(self._row)
+        payload = self._shared.read(0)
         if payload is not None:
             contents = msgspec.msgpack.decode(payload, type=list[bytes])
             self._seen = (_hash_of(contents),)
@@ -95,8 +91,8 @@ class WatchedFiles:
 
             self._tried = version
             warning = self._apply(contents, *context)
-            if leads and self._shared is not None:
-                self._shared.write(self._row, msgspec.msgpack.encode(contents))
+            if leads:
+                self._shared.write(0, msgspec.msgpack.encode(contents))
             log.log(logging.INFO if leads else logging.DEBUG, "loaded %s again", self.name)
         except ServiceMisused as error:
             warning = f"{error}; the previous version stays in use"

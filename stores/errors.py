@@ -128,7 +128,7 @@ class HeldBack(ReleaseConflict):
 
 
 class CanaryRunning(HeldBack):
-    """Another release is the canary, and activation would end it."""
+    """Another release is shown to a share of the users, and activation would end that."""
 
 
 class ReleaseWithdrawn(HeldBack):

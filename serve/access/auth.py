@@ -20,7 +20,7 @@ from hotplate.serve.access.keys import IF_MISSING, READ, SCOPES, KeyHolder, dige
 from hotplate.serve.errors import ServiceMisused
 from hotplate.serve.generation import Policy
 from hotplate.serve.problems import Problem
-from hotplate.serve.processes.shared_table import private_floats
+from hotplate.serve.processes.shared_memory import shared_floats
 from hotplate.serve.settings import ServiceSettings
 from hotplate.serve.watched import WatchedFiles
 
@@ -113,13 +113,8 @@ class Guard:
         *,
         anonymous: frozenset[str] = frozenset(SCOPES),
         verify_token: VerifyToken | None = None,
-        rates: "memoryview[float] | None" = None,
     ) -> None:
-        """Load the file of keys, if any; raises ServiceMisused.
-
-        *anonymous*: scopes without credentials. *rates* is shared memory of CELLS; without it, this process counts
-        alone.
-        """
+        """Load the file of keys, if any; raises ServiceMisused. *anonymous*: scopes without credentials."""
         self.anonymous = Caller("anonymous", anonymous)
         self.reads_take_a_key = READ not in anonymous
         self.knows_clients = keys is not None or verify_token is not None
@@ -127,7 +122,7 @@ class Guard:
         self._callers = {}
         self.watched = list[WatchedFiles]()
         if keys:
-            load = partial(self._load, keys, private_floats(CELLS) if rates is None else rates)
+            load = partial(self._load, keys, shared_floats(CELLS))
             self.watched.append(WatchedFiles([keys], load, if_missing=IF_MISSING))
 
     def _load(self, keys: Path, rates: "memoryview[float]", contents: Sequence[bytes]) -> None:
@@ -195,9 +190,7 @@ class Guard:
             raise Problem(403, "missing-scope", detail, {"WWW-Authenticate": challenge})
 
 
-def guard_of(
-    settings: ServiceSettings, verify_token: VerifyToken | None, rates: "memoryview[float] | None" = None
-) -> Guard:
+def guard_of(settings: ServiceSettings, verify_token: VerifyToken | None) -> Guard:
     """Create the guard, which checks keys, tokens, scopes and rates; *verify_token* verifies tokens of OIDC.
 
     The setting --anonymous allows requests without a key or token to read. If the service has neither, such requests
@@ -215,7 +208,7 @@ def guard_of(
             f"{settings.host} can be reached from other machines: give --keys FILE to require keys "
             "(hotplate keys create makes one), or --anonymous to allow reads without a key"
         )
-    return Guard(settings.keys, anonymous=anonymous, verify_token=verify_token, rates=rates)
+    return Guard(settings.keys, anonymous=anonymous, verify_token=verify_token)
 
 
 def is_loopback(host: str) -> bool:

@@ -124,7 +124,7 @@ class Dispatcher(Router):
         """*watched* are followed files, *consumed* the items to hide. Without a guard, no key is needed."""
         self.reader = reader
         self.consumed = consumed
-        self.shaper = Shaper(reader.deny_list, consumed)
+        self.shaper = Shaper(reader.deny_list, consumed, is_erased=reader.is_erased)
         self.guard = guard or Guard()
         self.readiness = WorkerReadiness(reader, watched=watched, writer=None if events is None else events.writer)
         self.handlers = ListHandlers(reader, self.shaper, self.guard)

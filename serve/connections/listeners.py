@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from hotplate.serve.log_once import LOG_EVERY_S, LogOnce
+from hotplate.serve.processes.shared_memory import shared_integers
 from hotplate.serve.settings import Limits
 
 log = logging.getLogger(__name__)
@@ -36,7 +37,7 @@ RESERVED = 128
 LEAST_IN_FLIGHT = 16 << 20
 # Allowed difference of connections, in addition to an eighth.
 SPREAD = 4
-_NOT_ACCEPTING = (1 << 64) - 1
+_NOT_ACCEPTING = (1 << 32) - 1
 
 
 class CannotListen(OSError):
@@ -101,10 +102,10 @@ def within_memory(limits: Limits, workers: int, room_bytes: float) -> Limits:
 class ConnectionBalance:
     """The connections of each worker on the shared socket, in shared memory."""
 
-    def __init__(self, counts: "memoryview[int]") -> None:
-        """*counts* has a number per worker, all of which do not accept yet."""
-        self._counts = counts
-        for worker in range(len(counts)):
+    def __init__(self, workers: int) -> None:
+        """Created before the workers, none of which accepts yet."""
+        self._counts = shared_integers(workers)
+        for worker in range(workers):
             self.leave(worker)
 
     def has_most(self, worker: int, count: int, *, waited: bool) -> bool:

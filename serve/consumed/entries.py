@@ -1,7 +1,6 @@
 """Entries of the log of consumed items, through which the services of a shop share them.
 
-An entry is for one user, and has at most MAX_PAIRS items: their hashes, the user's id, which an erasure must find, and
-the time until which the items are hidden. An entry with the time FORGOTTEN shows its items again, and names no user.
+An entry is for one user, and has at most MAX_PAIRS items, as hashes that name neither: an erasure has nothing to find.
 """
 
 from collections.abc import Iterator
@@ -11,18 +10,15 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from hotplate.serve.consumed.table import ConsumedPairs
+from hotplate.serve.consumed.table import USERS, ConsumedPairs
 
 MAX_PAIRS = 16
-# The time and the user of an entry whose items are shown again.
-FORGOTTEN = 0
-NOBODY_NAMED = ""
 PAIR_BYTES = 8
 
 
 class _Entry(msgspec.Struct, frozen=True, array_like=True):
     until: Annotated[int, Meta(ge=0, lt=1 << 32)]
-    user: str
+    slot: Annotated[int, Meta(ge=0, lt=USERS)]
     pairs: bytes
 
 
@@ -38,21 +34,21 @@ def parts_of(pairs: ConsumedPairs) -> Iterator[ConsumedPairs]:
 def encode_pairs(pairs: ConsumedPairs) -> bytes:
     """Return the value of an entry."""
     hashes = b"".join(pair.to_bytes(PAIR_BYTES, "little") for pair in pairs.pairs)
-    return msgspec.msgpack.encode(_Entry(pairs.until, pairs.user, hashes))
+    return msgspec.msgpack.encode(_Entry(pairs.until, pairs.slot, hashes))
 
 
 def decode_pairs(value: bytes) -> ConsumedPairs | None:
-    """Return the user, the hashes of user and items, and the time of an entry from its *value*; None if damaged.
+    """Return what an entry hides, from its *value*; None if damaged.
 
     `encode_pairs` wrote it: an array in msgpack, with the hashes as bytes, PAIR_BYTES for each.
     """
     try:
         entry = _decode(value)
-    except (ValueError, RecursionError):  # ValueError: of msgspec, or text that is not UTF-8
+    except (ValueError, RecursionError):  # ValueError: of msgspec
         return None
     if len(entry.pairs) % PAIR_BYTES:
         return None
 
     starts = range(0, len(entry.pairs), PAIR_BYTES)
     pairs = (int.from_bytes(entry.pairs[start : start + PAIR_BYTES], "little") for start in starts)
-    return ConsumedPairs(entry.user, tuple(pairs), entry.until)
+    return ConsumedPairs(entry.slot, tuple(pairs), entry.until)

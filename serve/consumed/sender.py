@@ -5,13 +5,14 @@ That is done before the event is answered, unless Redis is away, so that a kill 
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from hotplate.serve.consumed.entries import encode_pairs, parts_of
 from hotplate.serve.consumed.table import CAPACITY, ConsumedPairs
 from hotplate.serve.errors import ServiceMisused
 from hotplate.serve.metrics import CONSUMED_ITEMS, CONSUMED_PAIRS, SENT, Metrics
+from hotplate.serve.processes.shared_memory import shared_floats
 from hotplate.serve.settings import ServiceSettings
 from hotplate.serve.tiers.observer import StoreObserver
 from hotplate.stores.connect import REDIS, open_entry_log
@@ -49,20 +50,18 @@ def sharing_url(settings: ServiceSettings) -> str | None:
     return chosen or next((url for url in settings.stores if scheme_of(url) in REDIS), None)
 
 
-# Shared numbers of the processes of a service.
-CELLS = 3
-# When everything was last read and sent, by the monotonic clock; 1 once all entries were read, or could not be; and a
-# number that changes when a worker could not send events.
-_CURRENT_AT, _IS_STARTED, _UNSENT = range(CELLS)
+# Shared numbers of the processes of a service: when everything was last read and sent, by the monotonic clock; 1 once
+# all entries were read, or could not be; and a number that changes when a worker could not send events.
+_CURRENT_AT, _IS_STARTED, _UNSENT = range(3)
 
 
 class SharingState:
     """What the processes of a service know of the sharing: where the log is and, in shared numbers, how far it is."""
 
-    def __init__(self, url: str, cells: "memoryview[float]") -> None:
-        """*url* is that of the log's Redis; *cells* has CELLS numbers."""
+    def __init__(self, url: str) -> None:
+        """Created before the processes. *url* is that of the log's Redis."""
         self._url = url
-        self._cells = cells
+        self._cells = shared_floats(3)
         self.note_current()
 
     def open(self, metrics: Metrics) -> "EntryLog":
@@ -108,23 +107,20 @@ async def send_pairs(entries: "EntryLog", parts: Sequence[ConsumedPairs], metric
 class ConsumedSender:
     """Sends what events hide, for one worker; what it fails to send is left to `ConsumedSharing`."""
 
-    def __init__(self, state: SharingState, metrics: Metrics, is_erased: Callable[[str], bool]) -> None:
-        """*is_erased* says whether a user is erased, whose pairs are not sent."""
+    def __init__(self, state: SharingState, metrics: Metrics) -> None:
         self._entries = state.open(metrics)
         self._state = state
         self._metrics = metrics
-        self._is_erased = is_erased
         self._retry_at = 0.0
         self._state.note_unsent()  # a killed worker that this one replaces may have left some
 
     async def send(self, hidden: Sequence[ConsumedPairs]) -> None:
         """Append the items that events hide to the log in Redis through which the services of a shop share them.
 
-        *hidden* has a user, and hashes of user and items, per event. Those of erased users are not sent. Nothing is
-        sent if they are too many, or if Redis does not answer in SEND_S or is known to be away: the admin process
-        (`ConsumedSharing`) sends them later, from the events on disk.
+        *hidden* has the items per event. Nothing is sent if they are too many, or if Redis does not answer in SEND_S or
+        is known to be away: the admin process (`ConsumedSharing`) sends them later, from the events on disk.
         """
-        parts = [part for pairs in hidden if not self._is_erased(pairs.user) for part in parts_of(pairs)]
+        parts = [part for pairs in hidden for part in parts_of(pairs)]
         if not parts:
             return
 

@@ -3,34 +3,29 @@
 It reads the log: unlike the parent, it may open stores; a service has only one; and its restart delays no request. It
 also sends what workers could not, from the segments of events: all that may hide items at the start, and after Redis
 lost entries, and later what has changed since. So nothing that is durable is lost. An entry is in the log once.
-
-A service that learns of an erased user replaces the user's entries by ones without an id, by which other services
-forget the items, and ignores the user's events in its segments.
 """
 
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from hotplate.base.timing import HOUR_S, Backoff
-from hotplate.serve.consumed.entries import FORGOTTEN, NOBODY_NAMED, decode_pairs, encode_pairs, parts_of
+from hotplate.serve.consumed.entries import decode_pairs, encode_pairs, parts_of
 from hotplate.serve.consumed.sender import BATCH, MAX_ENTRIES, SharingState, send_pairs
-from hotplate.serve.consumed.stored_events import ConsumedEvent, read_events
+from hotplate.serve.consumed.stored_events import read_events
 from hotplate.serve.consumed.table import MAX_HOURS, Consumed, ConsumedPairs
 from hotplate.serve.log_once import LogOnce
 from hotplate.serve.metrics import CONSUMED_PAIRS, DROPPED, RECEIVED, Metrics
-from hotplate.stores.connect import opened
-from hotplate.stores.erasure import NOBODY, ErasedUsers
-from hotplate.stores.erasure_log import read_erased
 from hotplate.stores.errors import StoreError
 from hotplate.stores.store import batches_of
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from hotplate.stores.redis.entry_log import Entry
 
 log = logging.getLogger(__name__)
@@ -38,15 +33,12 @@ log = logging.getLogger(__name__)
 # Between two reads of the log.
 WAIT_S = 0.2
 PAUSES_S = (0.05, 0.5)
-# How long sending waits for the erased users of stores that do not answer, and pauses between attempts.
-ERASED_S = 5.0
-ERASED_PAUSES_S = (0.2, 10.0)
 # For sending the last events at a stop.
 FLUSH_S = 1.0
 # By how much the clock of a file system may lag behind.
 SKEW_S = 60.0
 # An entry that hides nothing. It is in an otherwise empty log, whose loss would not show.
-FIRST_ENTRY = encode_pairs(ConsumedPairs(NOBODY_NAMED, (), FORGOTTEN))
+FIRST_ENTRY = encode_pairs(ConsumedPairs(slot=0, pairs=(), until=0))
 
 
 class Moment(NamedTuple):
@@ -67,27 +59,17 @@ class ConsumedSharing:
         self,
         state: SharingState,
         *,
-        stores: Sequence[str],
         folder: Path,
         consumed: Consumed,
         metrics: Metrics,
     ) -> None:
-        """Users erased from any of *stores* are forgotten.
-
-        *consumed* is the table of the service, which learns from the events in *folder*.
-        """
+        """*consumed* is the table of the service, which learns from the events in *folder*."""
         self._entries = state.open(metrics)
         self._folder = folder
         self._consumed = consumed
         self._state = state
         self._metrics = metrics
-        self._stores = stores
-        self._erased: ErasedUsers = NOBODY
         self._failing = LogOnce()
-        self._unread_stores = set(stores)
-        """Stores whose erased users are unknown; sending waits for them."""
-
-        self._wait_until = time.monotonic() + ERASED_S
         self._must_read_all = True
         """Whether all entries are to be read, and then all events to be sent."""
 
@@ -105,10 +87,7 @@ class ConsumedSharing:
     async def run(self) -> None:
         """Share until cancelled, then send the last events."""
         try:
-            async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._share())
-                for url in self._stores:
-                    tasks.create_task(self._follow_erased(url))
+            await self._share()
         finally:
             try:
                 with suppress(StoreError, OSError, TimeoutError):
@@ -152,8 +131,6 @@ class ConsumedSharing:
             await self._read_all()
         await self._read_newer()
         await self._trim()
-        if self._unread_stores and time.monotonic() < self._wait_until:
-            return
         if self._sent_until.notes != self._state.unsent:
             await self._send_events()
         if not self._must_read_all:
@@ -169,7 +146,7 @@ class ConsumedSharing:
                 await self._entries.append([FIRST_ENTRY])
             self._newest = page[0].position if page else 0
             while page:
-                await self._apply_entries(page)
+                self._apply_entries(page)
                 await self._read_newer()
                 page = await self._entries.before(page[-1].position)
         except BaseException:
@@ -181,7 +158,7 @@ class ConsumedSharing:
         """Read new entries, also those of this service, until there are none."""
         entries = await self._entries.after(self._newest)
         while entries:
-            await self._apply_entries(entries)
+            self._apply_entries(entries)
             self._newest = entries[-1].position
             entries = await self._entries.after(self._newest)
         if entries is None:  # Redis has lost entries, which this service may have to send again
@@ -195,33 +172,18 @@ class ConsumedSharing:
         self._metrics.count_in(CONSUMED_PAIRS, DROPPED, number=removed)
         self._trimmed_at = self._newest
 
-    async def _apply_entries(self, entries: "Sequence[Entry]") -> None:
-        """Hide the items of entries of the log, or show them again if the time of an entry is FORGOTTEN.
-
-        An entry is for one user, and has hashes of user and item, and the time until which the items are hidden.
-        Entries of erased users are replaced by ones that show the items again.
-        """
-        erased_values = list[bytes]()
-        replacements = list[bytes]()
+    def _apply_entries(self, entries: "Sequence[Entry]") -> None:
+        """Hide the items of entries of the log, each until its time."""
         for entry in entries:
             pairs = decode_pairs(entry.value)
             if pairs is None:  # damaged, or of another format
                 self._metrics.count_in(CONSUMED_PAIRS, DROPPED)
-            elif pairs.until == FORGOTTEN:
-                self._consumed.forget(pairs)
-            elif self._erased.covers_user(pairs.user):
-                self._consumed.forget(pairs)
-                erased_values.append(entry.value)
-                replacements.append(encode_pairs(ConsumedPairs(NOBODY_NAMED, pairs.pairs, FORGOTTEN)))
-            else:
-                forgotten = self._consumed.hide(pairs)
-                self._metrics.count_in(CONSUMED_PAIRS, RECEIVED, number=len(pairs.pairs))
-                self._metrics.count_in(CONSUMED_PAIRS, DROPPED, number=forgotten)
-                window_s = pairs.until - entry.added_at  # of the service that has sent it
-                self._keep_s = max(self._keep_s, min(window_s, MAX_HOURS * HOUR_S))
-
-        if erased_values:
-            await self._entries.append(replacements, instead_of=erased_values)
+                continue
+            forgotten = self._consumed.hide(pairs)
+            self._metrics.count_in(CONSUMED_PAIRS, RECEIVED, number=len(pairs.pairs))
+            self._metrics.count_in(CONSUMED_PAIRS, DROPPED, number=forgotten)
+            window_s = pairs.until - entry.added_at  # of the service that has sent it
+            self._keep_s = max(self._keep_s, min(window_s, MAX_HOURS * HOUR_S))
 
     async def _send_events(self) -> None:
         """Send the events of segments that changed since the last time; of these, workers have sent most."""
@@ -230,57 +192,11 @@ class ConsumedSharing:
         events = read_events(self._folder, self._consumed.hours, since)
 
         while batch := await asyncio.to_thread(list, islice(events, BATCH)):
-            parts = self._parts_of(batch)
+            hidden = (self._consumed.pairs_of(event.type, event.user, event.items, event.time) for event in batch)
+            parts = [part for pairs in hidden if pairs is not None for part in parts_of(pairs)]
             for sent in batches_of(parts, BATCH):
                 await send_pairs(self._entries, sent, self._metrics)
             await self._read_newer()
             if self._must_read_all:
                 return
         self._sent_until = until
-
-    def _parts_of(self, events: Sequence[ConsumedEvent]) -> list[ConsumedPairs]:
-        """Return what *events* hide, in parts that fit into an entry; erased users are shown their items instead.
-
-        A part has a user, hashes of user and item, and a time.
-        """
-        parts = list[ConsumedPairs]()
-        for event in events:
-            pairs = self._consumed.pairs_of(event.type, event.user, event.items, event.time)
-            if pairs is None:  # it hides nothing, or nothing any more
-                continue
-            if self._erased.covers_user(event.user):
-                self._consumed.forget(pairs)
-            else:
-                parts += parts_of(pairs)
-        return parts
-
-    async def _follow_erased(self, url: str) -> None:
-        """Forget the consumed items of users who are erased from a store, now and after each change, until cancelled.
-
-        *url* is that of the store. Its failures are reported by the workers; only defects are logged here.
-        """
-        backoff = Backoff(*ERASED_PAUSES_S)
-        defects = LogOnce()
-        followed = None  # of the catalogue, which says whether there are further erased users
-        async with opened(url) as store:
-            while True:
-                try:
-                    catalogue = await store.poll()
-                    if catalogue.erased != followed:
-                        self._forget_erased(await read_erased(store, catalogue))
-                        followed = catalogue.erased
-                except Exception as error:
-                    if not isinstance(error, StoreError) and defects.met():
-                        log.exception("the erased users of a store cannot be read")
-                    await asyncio.sleep(backoff.next_s())
-                else:
-                    self._unread_stores.discard(url)  # events may be sent once none is left
-                    backoff.reset()
-                    await asyncio.sleep(store.poll_s)
-
-    def _forget_erased(self, users: ErasedUsers) -> None:
-        """Read the log and all events again if more users are erased."""
-        before = self._erased
-        self._erased = before.union(users)
-        if self._erased.hashes_by_salt != before.hashes_by_salt:
-            self._must_read_all = True

@@ -20,6 +20,7 @@ from xxhash import xxh3_64_intdigest
 
 from hotplate.base.timing import HOUR_S
 from hotplate.serve.errors import ServiceMisused
+from hotplate.serve.processes.shared_memory import shared_integers
 from hotplate.stores.encoding import IdTest, encode_id
 
 # Pairs of user and item for which there is room: of these, about three find their bucket full.
@@ -34,9 +35,11 @@ MAX_HOURS = 24 * 366
 
 @dataclass(frozen=True, slots=True)
 class ConsumedPairs:
-    """A user, hashes of user and item, and the Unix time in seconds until which these items are hidden."""
+    """Items that are hidden from a user until a Unix time in seconds, as hashes, which name neither."""
 
-    user: str
+    slot: int
+    """The hash of the user modulo USERS."""
+
     pairs: tuple[int, ...]
     until: int
 
@@ -44,22 +47,20 @@ class ConsumedPairs:
 class Consumed:
     """Pairs of users and items, and until when they are hidden."""
 
-    def __init__(
-        self, hours: Sequence[str], *, users: "memoryview[int]", tags: "memoryview[int]", times: "memoryview[int]"
-    ) -> None:
-        """*hours*, as `buy=24`, until items of such an event are shown again; raises ServiceMisused.
+    def __init__(self, hours: Sequence[str]) -> None:
+        """Created before the workers. *hours*, as `buy=24`, until items of such an event are shown again.
 
-        *users* has USERS numbers, *tags* and *times* have BUCKETS times WAYS.
+        Raises ServiceMisused.
         """
         self.hours = dict[str, float]()
         """How long events hide their items, by type."""
-        self.hidden_until = users
+        self.hidden_until = shared_integers(USERS)
         """When the last item is shown again, by the hash of a user modulo USERS; 0 if none is hidden.
 
         The fast lane, the compiled handler of plain GETs, looks up most users here.
         """
-        self._tags = tags
-        self._times = times
+        self._tags = shared_integers(BUCKETS * WAYS)
+        self._times = shared_integers(BUCKETS * WAYS)
         for text in hours:
             kind, _, number = text.partition("=")
             try:
@@ -104,7 +105,7 @@ class Consumed:
 
         seed = _hash_of(user)
         pairs = tuple(xxh3_64_intdigest(encode_id(item), seed) for item in items)
-        return ConsumedPairs(user, pairs, until)
+        return ConsumedPairs(seed % USERS, pairs, until)
 
     def until(self, pair: int) -> int:
         """Return until when the item of a pair is hidden; 0 if it is not. *pair* is a hash of user and item."""
@@ -116,8 +117,7 @@ class Consumed:
         """Hide items from a user; return the number of pairs that were forgotten for lack of room."""
         now = time.time()
         forgotten = sum(self._add(pair, pairs.until, now) for pair in pairs.pairs)
-        slot = _hash_of(pairs.user) % USERS
-        self.hidden_until[slot] = max(self.hidden_until[slot], pairs.until)
+        self.hidden_until[pairs.slot] = max(self.hidden_until[pairs.slot], pairs.until)
         return forgotten
 
     def _add(self, pair: int, until: int, now: float) -> bool:
@@ -140,15 +140,6 @@ class Consumed:
             tags[place] = tag
             times[place] = until
         return earliest > now
-
-    def forget(self, pairs: ConsumedPairs) -> None:
-        """Show items to a user again."""
-        for pair in pairs.pairs:
-            places, tag = _bucket_of(pair)
-            times = self._times[places]
-            for place, other_tag in enumerate(self._tags[places]):
-                if other_tag == tag:
-                    times[place] = 0
 
 
 def _hash_of(user: str) -> int:

@@ -166,7 +166,7 @@ class PreviewSelection(PagedSelection, frozen=True, dict=True):
         str,
         Meta(
             max_length=MAX_ID_BYTES,
-            description="A release to look at, such as a ready one or the canary, instead of that of the caller; takes "
+            description="A release to look at, such as a ready one, instead of that of the caller; takes "
             "a key of the scope `admin`.",
         ),
     ] = ""

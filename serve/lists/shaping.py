@@ -1,6 +1,6 @@
 """Shaping: from a list that was read to the items of an answer. Items are hidden, filtered, filled up and cut."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 from hotplate.base.recommendations import ITEM_FIELDS
@@ -62,9 +62,17 @@ def sources_of(encoded: EncodedList, selection: Selection) -> list[Source]:
 class Shaper:
     """Shapes lists by the deny-list, and by the items that users consumed. One per worker."""
 
-    def __init__(self, deny_list: DenyListFile, consumed: Consumed | None = None) -> None:
+    def __init__(
+        self,
+        deny_list: DenyListFile,
+        consumed: Consumed | None = None,
+        *,
+        is_erased: Callable[[str], bool] = lambda _: False,
+    ) -> None:
+        """*is_erased* says whether a user is erased; nothing is hidden from these."""
         self._deny_list = deny_list
         self._consumed = consumed
+        self._is_erased = is_erased
 
     def shape(
         self, encoded: EncodedList, selection: Selection, *, user: str = "", beside: Collection[str] = ()
@@ -146,7 +154,8 @@ class Shaper:
 
     def consumed_by(self, user: str) -> IdTest | None:
         """Return whether an item is hidden from a user; None if none is."""
-        return None if self._consumed is None else self._consumed.hidden_from(user)
+        is_hidden = None if self._consumed is None else self._consumed.hidden_from(user)
+        return None if is_hidden is None or self._is_erased(user) else is_hidden
 
     def _with_fields(self, encoded: EncodedList, selection: Selection, items: bytes) -> bytes:
         """Return items with the fields of *selection* only, those of the item and attributes that the release shows.

@@ -60,12 +60,13 @@ CONNECTIONS = 64
 NO_ROUTE = Route(OTHER, {}, scope=ADMIN)
 
 
-async def run_admin(context: ProcessContext, listener: socket.socket, lifeline: int) -> None:
+async def run_admin(context: ProcessContext, url: str, listener: socket.socket, lifeline: int) -> None:
     """Run the admin process: metrics, the console, changes of releases, and work that is done once for all workers.
 
-    *context* has what the processes of a service share. *listener* is the bound socket of the admin address; except on
-    loopback, its clients need a key with the scope admin, and TLS if the service uses it. *lifeline* is a pipe that
-    becomes readable when the parent process dies. Returns after that, or after SIGTERM.
+    *context* has what the processes of a service share, and *url* is the address of its workers. *listener* is the
+    bound socket of the admin address; except on loopback, its clients need a key with the scope admin, and TLS if the
+    service uses it. *lifeline* is a pipe that becomes readable when the parent process dies. Returns after that, or
+    after SIGTERM.
     """
     host = listener.getsockname()[0]
     is_local = is_loopback(host)
@@ -77,26 +78,40 @@ async def run_admin(context: ProcessContext, listener: socket.socket, lifeline: 
     asyncio.get_running_loop().add_reader(context.log.reading, context.log.read)
     await catch_up(context.watched)  # files of keys, certificates and deny-lists that changed before this fork
 
-    console = Console(context)
+    console = Console(context, url)
     routes = console.routes() | ReleaseAdmin(context.settings).routes() | WorkerStates(context).routes()
     admin = AdminDispatcher(routes, guard, host)
     limits = replace(context.settings.limits, connections=CONNECTIONS, idle_gives_way=True)
     not_counted = Metrics(1, ())  # only requests to workers count
     server = HttpServer(admin, AnswerWriter(not_counted, admin.request_ids, varies=False), limits)
 
+    write_state = partial(context.states.write, context.settings.workers)  # in the row after those of the workers
+
     # Background tasks, which end with the block.
     async with (
         background(follow(context.watched, leads=True)),
-        background(_judge_releases(context)),
+        background(_judge_of(context).run()),
         aclosing(console),
         background(_share_consumed_items(context)),
-        background(_report_heartbeats(context)),
+        background(Reporter(()).run(write_state)),
         _metric_export(context),
     ):
         acceptor = server.listen(listener, BACKLOG, certificate)
         await stop.requested.wait()
         acceptor.close()
         await server.close(STOP_S)
+
+
+def _judge_of(context: ProcessContext) -> ReleaseJudge:
+    settings = context.settings
+    return ReleaseJudge(
+        tiers_of(settings.stores),
+        context.comparisons,
+        context.states,
+        context.metrics,
+        probation_s=settings.probation_s,
+        admin_store=settings.admin_store,
+    )
 
 
 @asynccontextmanager
@@ -108,7 +123,7 @@ async def _metric_export(context: ProcessContext) -> AsyncIterator[None]:
         return
     from hotplate.serve.telemetry.export import MetricReport  # noqa: PLC0415 -- an extra
 
-    report = MetricReport(telemetry, context.memory.metrics, context.settings.scheme)
+    report = MetricReport(telemetry, context.metrics, context.settings.scheme)
     report.start()
     try:
         yield
@@ -119,49 +134,24 @@ async def _metric_export(context: ProcessContext) -> AsyncIterator[None]:
 async def _share_consumed_items(context: ProcessContext) -> None:
     """Exchange the items that users have consumed with other services, if the settings say so."""
     settings = context.settings
-    memory = context.memory
-    if memory.sharing is None or memory.consumed is None or settings.events is None:
+    if context.sharing is None or context.consumed is None or settings.events is None:
         return
     sharing = ConsumedSharing(
-        memory.sharing,
-        stores=settings.stores,
+        context.sharing,
         folder=settings.events,
-        consumed=memory.consumed,
-        metrics=memory.metrics,
+        consumed=context.consumed,
+        metrics=context.metrics,
     )
     await sharing.run()
-
-
-async def _report_heartbeats(context: ProcessContext) -> None:
-    """Report that this process is alive, in the row of shared memory after those of the workers."""
-    write_state = partial(context.memory.states.write, context.settings.workers)
-    await Reporter(()).run(write_state)
-
-
-async def _judge_releases(context: ProcessContext) -> None:
-    """Judge the releases that are compared with others, for all workers (see `ReleaseJudge`)."""
-    settings = context.settings
-    memory = context.memory
-    judge = ReleaseJudge(
-        tiers_of(settings.stores),
-        memory.comparisons,
-        memory.states,
-        memory.metrics,
-        probation_s=settings.probation_s,
-        admin_store=settings.admin_store,
-    )
-    await judge.run()
 
 
 class WorkerStates:
     """Liveness, readiness and metrics, for monitoring."""
 
     def __init__(self, context: ProcessContext) -> None:
-        memory = context.memory
-        self._states = memory.states
-        self._comparisons = memory.comparisons
-        on_probation = memory.comparisons.all if context.settings.probation_s else tuple
-        self._exposition = Exposition(memory.metrics, memory.states.all, on_probation)
+        self._states = context.states
+        self._comparisons = context.comparisons
+        self._exposition = Exposition(context.metrics, context.states.all, context.comparisons.all)
 
     def routes(self) -> dict[str, Route]:
         """Return the routes by path."""

@@ -68,8 +68,10 @@ KEY = QueryParser(_KeyQuery, "POST /console/keys")
 class Console:
     """The routes of the console."""
 
-    def __init__(self, context: ProcessContext) -> None:
+    def __init__(self, context: ProcessContext, url: str) -> None:
+        """*url* is the address of the workers."""
         self._context = context
+        self._url = url
         self._settings = context.settings
         self._files = {file.name: file for file in FILES.iterdir()}
         self._opened = AsyncExitStack()
@@ -104,8 +106,7 @@ class Console:
     async def state(self, _request: web.BaseRequest, _raw_id: str, raw_query: str) -> web.Response:
         """`GET /console/state?after=`: the state of the service and its workers, and log lines after a Unix time."""
         after = float(STATE.parse(raw_query).after)
-        memory = self._context.memory
-        ready = ReadyView.of(memory.states.all(), memory.comparisons.all())
+        ready = ReadyView.of(self._context.states.all(), self._context.comparisons.all())
         view = ServiceView(
             status=ready.status,
             workers=ready.workers,
@@ -113,7 +114,7 @@ class Console:
             version=version("hotplate"),
             fast_lane=lane_state(off=self._settings.no_fast_lane),
             host=platform.node(),
-            url=self._context.url,
+            url=self._url,
             reads_take_a_key=self._context.guard.reads_take_a_key,
             changes=self._settings.admin_store is not None,
         )
@@ -164,7 +165,7 @@ class Console:
         UnknownList, and NotReady without a release.
         """
         reader = await self._ready_reader()
-        shaper = Shaper(self._context.deny_list, self._context.memory.consumed)
+        shaper = Shaper(reader.deny_list, self._context.consumed, is_erased=reader.is_erased)
         request = ListRequest(USER, user, selection=Selection(list=list_name))
 
         started = time.perf_counter()
@@ -191,7 +192,7 @@ class Console:
                     tiers_of(settings.stores),
                     budget_s=settings.budget_s,
                     deny_list=self._context.deny_list,
-                    comparisons=self._context.memory.comparisons,
+                    comparisons=self._context.comparisons,
                 )
                 self._reader = await self._opened.enter_async_context(reader)
             await self._reader.wait_until_ready(OPEN_S)

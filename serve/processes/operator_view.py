@@ -10,6 +10,7 @@ from msgspec import UNSET, Struct, UnsetType, field
 from hotplate.base.intervals import Interval, rate_interval
 from hotplate.base.recommendations import Item
 from hotplate.serve.access.auth import CALLER
+from hotplate.serve.metrics import CANARY
 from hotplate.serve.processes.logs import LogLine
 from hotplate.serve.processes.readiness import Status
 from hotplate.serve.processes.states import ProcessState, TierState, service_status, status_now
@@ -69,9 +70,9 @@ class TierView(Struct, omit_defaults=True):
     def of(cls, tier: TierState, comparison: Comparison | None) -> Self:
         """Return the view of a tier's state, with the *comparison* of its canary."""
         view = msgspec.convert(tier, cls, from_attributes=True)
-        if tier.canary is not None and comparison is not None:
+        if CANARY in tier.served and comparison is not None:
             live, canary = map(RoleView.of, comparison.counts)
-            view.canary_view = CanaryView(tier.canary, live, canary)
+            view.canary_view = CanaryView(tier.served[CANARY], live, canary)
         return view
 
 

@@ -12,8 +12,9 @@ import msgspec
 from hotplate.base.timing import loop_time
 from hotplate.serve.errors import ServiceFinding, first_error
 from hotplate.serve.log_once import LogOnce
+from hotplate.serve.metrics import ReleaseRole
 from hotplate.serve.processes.readiness import Status, status_of_tiers
-from hotplate.serve.processes.shared_table import Records, RecordTooLarge
+from hotplate.serve.processes.shared_memory import Records, RecordTooLarge
 from hotplate.serve.releases.comparison import identity
 from hotplate.serve.releases.served import ServedRelease
 from hotplate.serve.tiers.tier import Tier
@@ -25,17 +26,8 @@ REPORT_S = 1.0
 # Lag measurements per report.
 SAMPLES = 4
 SILENT_S = 5.0
-# Per worker and per tier.
-SENTENCE_CHARS = 500
-FINDINGS = 5
-# Per tier.
-RULES = 10
-RULE_CHARS = 60
-
-ATTRIBUTE_CHARS = 8_000
-
-# Of the largest state, and as much for each of its tiers.
-_PART_BYTES = 49_152
+# Of the largest state, and as much for each of its tiers; pages that nobody wrote take no memory.
+_PART_BYTES = 1 << 20
 
 
 class TierState(msgspec.Struct, frozen=True):
@@ -53,14 +45,14 @@ class TierState(msgspec.Struct, frozen=True):
     learnt_until: float | None = None
     """Time of the newest event that the release learnt from."""
     rules: tuple[str, ...] = ()
-    """Names of the release's rules, or the first ones and the number of the others (`short_rules`)."""
+    """Names of the release's rules."""
     attributes: list[str] | None = None
-    """Names of the item attributes of served releases; None without a release, or if they are too long to report."""
-    canary: str | None = None
+    """Names of the item attributes of served releases; None without a release."""
+    served: dict[ReleaseRole, ReleaseId] = {}
     followed_canary: Release | None = None
-    """The `identity` of the canary in the followed catalogue, served or not."""
+    """The `identity` of the one in the followed catalogue, served or not."""
     is_canary_stopped: bool = False
-    """Whether the canary is not used any more, because it is worse than the live release."""
+    """Whether it is not used any more, because it is worse than the live release."""
 
     @property
     def release(self) -> ReleaseId | None:
@@ -117,18 +109,13 @@ def service_status(states: Sequence[ProcessState | None]) -> Status:
     return Status.DEGRADED if any(status.can_answer for status in statuses) else Status.NOT_READY
 
 
-def state_bytes(tiers: int) -> int:
-    """Return the size of the largest state with so many tiers."""
-    return (1 + tiers) * _PART_BYTES
-
-
 class SharedStates:
     """The last state of each process: the workers by number, then the admin process."""
 
-    def __init__(self, records: Records) -> None:
-        """*records* has a row per process."""
-        self.workers = records.rows - 1
-        self._records = records
+    def __init__(self, workers: int, tiers: int) -> None:
+        """Created before the processes, for the number of tiers."""
+        self.workers = workers
+        self._records = Records("states", (1 + tiers) * _PART_BYTES, rows=workers + 1)
         self._too_large = LogOnce()
 
     def write(self, process: int, state: ProcessState) -> None:
@@ -232,8 +219,7 @@ class Reporter:
 def _tier_state(tier: Tier) -> TierState:
     """Return the state of a tier, a store that the service reads, for operators.
 
-    It has the live release, the canary (the release that a share of the users gets), and findings, sentences on
-    problems of the store or the release.
+    It has the releases that are served by their roles, and findings, sentences on problems of the store or of these.
     """
     release = tier.follower.live
     followed = tier.follower.followed_canary
@@ -245,15 +231,15 @@ def _tier_state(tier: Tier) -> TierState:
     return TierState(
         tier=tier.name,
         live=None if release is None else release.ref,
-        findings=short(findings),
+        findings=findings,
         breaker_open=tier.breaker.is_open,
         written_at=None if release is None else release.manifest.created_at,
         learnt_until=None if release is None else release.manifest.learnt_until,
-        rules=() if release is None else short_rules(release.manifest.rules),
+        rules=() if release is None else tuple(release.manifest.rules),
         catalogue_age_s=tier.follower.catalogue_age_s,
         cache_bytes=tier.cache_bytes,
         attributes=_attributes_of(tier.follower.releases),
-        canary=None if followed.loaded is None else followed.loaded.id,
+        served={served.role: served.id for served in tier.follower.releases},
         followed_canary=identity(followed.entry),
         is_canary_stopped=followed.is_stopped,
     )
@@ -261,26 +247,10 @@ def _tier_state(tier: Tier) -> TierState:
 
 def _attributes_of(releases: Sequence[ServedRelease]) -> list[str] | None:
     names = {name for release in releases for name in release.manifest.origin.item_attributes.columns}
-    return sorted(names) if releases and sum(map(len, names)) <= ATTRIBUTE_CHARS else None
+    return sorted(names) if releases else None
 
 
 def _without_details(state: ProcessState, sentence: str) -> ProcessState:
     """Return *state* without what stores and releases can make long, and with another finding, a *sentence*."""
     finding = ServiceFinding("state", sentence)
     return msgspec.structs.replace(state, tiers=[], lookups={}, findings=[finding, *state.findings])
-
-
-def short_rules(names: Sequence[str]) -> tuple[str, ...]:
-    """Return the names of rules that fit into a state; the last one is the number of those left out, if any."""
-    shown = [name[:RULE_CHARS] for name in names[:RULES]]
-    if len(names) > RULES:
-        shown.append(f"{len(names) - RULES} others")
-    return tuple(shown)
-
-
-def short(findings: Sequence[ServiceFinding]) -> list[ServiceFinding]:
-    """Return the findings that fit into a state."""
-    errors = [finding for finding in findings if finding.is_error][:1]  # only one is shown
-    warnings = [finding for finding in findings if not finding.is_error]
-    shown = (errors + warnings)[:FINDINGS]
-    return [ServiceFinding(finding.source, finding.sentence[:SENTENCE_CHARS]) for finding in shown]

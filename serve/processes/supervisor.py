@@ -17,34 +17,21 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import partial
-from ipaddress import ip_address
-from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 import uvloop
 
-from hotplate.serve.access.auth import guard_of, is_loopback
-from hotplate.serve.access.oidc import verifier_of
-from hotplate.serve.access.tls import Certificate, certificate_of
-from hotplate.serve.api.cors import Cors
+from hotplate.serve.access.auth import is_loopback
 from hotplate.serve.connections.fast_lane import LANE_MISSING, lane_state
 from hotplate.serve.connections.listeners import raise_descriptor_limit, reserve, within_memory
-from hotplate.serve.consumed.sender import LOG_NAME, sharing_url
 from hotplate.serve.errors import ServiceMisused
-from hotplate.serve.lists.deny_list import DenyListFile
-from hotplate.serve.lists.fold_in import load_numpy
 from hotplate.serve.log_once import LOG_EVERY_S, LogOnce
 from hotplate.serve.processes.admin import run_admin
-from hotplate.serve.processes.context import ProcessContext, create_memory
+from hotplate.serve.processes.context import ProcessContext, create_context
 from hotplate.serve.processes.health import Child, Health, HealthListener
-from hotplate.serve.processes.logs import LogStream, SharedLog
 from hotplate.serve.processes.worker import STOPS, WATCHED, run_worker
 from hotplate.serve.settings import ServiceSettings
-from hotplate.stores.connect import connect, open_entry_log
-from hotplate.stores.errors import extra_installed
-from hotplate.stores.event_log import LogSegment
 from hotplate.stores.folders import room_bytes
 
 log = logging.getLogger(__name__)
@@ -53,7 +40,6 @@ log = logging.getLogger(__name__)
 HEALTHY_S = 5.0
 # Time after the drain before a worker is killed.
 KILL_AFTER_S = 5.0
-STDERR = 2
 TICK_S = 1.0
 # Silence after which a child is replaced; the second if another worker can answer.
 STUCK_S = 30.0
@@ -84,116 +70,44 @@ def serve(settings: ServiceSettings, announce: Callable[[Addresses], None]) -> N
     *announce* is called with the addresses when the first worker answers. Raises CannotListen, ServiceMisused for
     invalid settings or files, and StoreMisused for an invalid store URL or a missing package.
     """
-    _check_early(settings)
     settings = replace(settings, limits=within_memory(settings.limits, settings.workers, room_bytes()))
     raise_descriptor_limit()
 
-    # All processes share these objects, created before the first fork.
-    memory = create_memory(settings)
-    deny_list = DenyListFile(settings.deny_list, settings.overrides, attributes=memory.states.attributes)
-    verify_token = verifier_of(settings.oidc_issuer, settings.oidc_audience)
-    guard = guard_of(settings, verify_token, memory.rates)
-    certificate = certificate_of(settings)
+    context = create_context(settings)
     listeners = _reserve_addresses(settings)
     admin_is_local = is_loopback(listeners.admin.getsockname()[0])
     addresses = Addresses(
-        _url(settings.host, listeners.workers, certificate),
-        _url(settings.admin_host, listeners.admin, None if admin_is_local else certificate),
-        _url(settings.health_host, listeners.health, None),
+        _url(settings.scheme, settings.host, listeners.workers),
+        _url("http" if admin_is_local else settings.scheme, settings.admin_host, listeners.admin),
+        _url("http", settings.health_host, listeners.health),
     )
-
-    context = ProcessContext(
-        settings=settings,
-        memory=memory,
-        guard=guard,
-        certificate=certificate,
-        deny_list=deny_list,
-        log=SharedLog(),
-        stderr=LogStream(STDERR),
-        url=addresses.service,
-    )
-
-    for row, watched in enumerate(context.watched):  # files of keys, certificates and deny-lists
-        watched.share(memory.files, row)
 
     context.stderr.replace_stderr()
     logging.getLogger().addHandler(context.log)
     if lane_state(off=settings.no_fast_lane) == "missing":
         log.warning("%s", LANE_MISSING)
-    _Supervisor(context, listeners, partial(announce, addresses)).run()
-
-
-def _check_early(settings: ServiceSettings) -> None:
-    """Raise the errors that processes would raise at their start, such as ServiceMisused, before any is started.
-
-    The objects created here are thrown away: their constructors check the settings. Their modules stay loaded, in
-    memory that all processes share.
-    """
-    Cors(settings.cors_origins)
-
-    # Stores, which are not connected yet.
-    for url in settings.stores:
-        connect(url)
-    if settings.admin_store is not None:
-        connect(settings.admin_store)
-    sharing = sharing_url(settings)
-    if sharing is not None:
-        open_entry_log(sharing, LOG_NAME)
-    if settings.fold_in:
-        load_numpy()
-
-    if settings.events:
-        try:
-            settings.events.mkdir(parents=True, exist_ok=True)
-            LogSegment(settings.events).close()
-        except OSError as error:
-            raise ServiceMisused(
-                f"events cannot be written to {settings.events}: {error.strerror}; name another folder with --events"
-            ) from error
-
-    if settings.telemetry is not None:
-        extra = "telemetry" if settings.telemetry.destination == "otlp" else settings.telemetry.destination
-        with extra_installed(extra):
-            from hotplate.serve.telemetry.export import exporters_for  # noqa: PLC0415 -- an extra
-
-        exporters_for(settings.telemetry)
+    _Supervisor(context, listeners, addresses, announce).run()
 
 
 def _reserve_addresses(settings: ServiceSettings) -> _Listeners:
     """Bind the sockets of the workers, the admin process and health probes; raises CannotListen.
 
-    Raises ServiceMisused for two equal addresses, and for an admin address that other machines reach and that needs no
-    key.
+    Each of the last two listens before another is bound, because the system lets two sockets bind one address as long
+    as neither listens. Raises ServiceMisused for an admin address that other machines reach and that needs no key.
     """
-    listener = reserve(settings.host, settings.port)
     admin = reserve(settings.admin_host, settings.admin_port, "admin-")
-    health = reserve(settings.health_host, settings.health_port, "health-")
-    _check_distinct({"--port": listener, "--admin-port": admin, "--health-port": health})
     if not is_loopback(admin.getsockname()[0]) and settings.keys is None and settings.oidc_issuer is None:
         raise ServiceMisused(
             f"{settings.admin_host} can be reached from other machines: give --keys FILE with a key for operators "
             "(hotplate keys create --scope admin makes one), or --admin-host an address of loopback, as 127.0.0.1"
         )
     admin.listen()
-    return _Listeners(listener, admin, health)
+    health = reserve(settings.health_host, settings.health_port, "health-")
+    health.listen()
+    return _Listeners(reserve(settings.host, settings.port), admin, health)
 
 
-def _check_distinct(sockets: dict[str, socket.socket]) -> None:
-    """Raise ServiceMisused if two bound sockets, by option, have one address: only one of them could listen.
-
-    The kernel lets both bind, as they have SO_REUSEADDR.
-    """
-    for (option, bound), (other_option, other) in combinations(sockets.items(), 2):
-        host, port = bound.getsockname()[:2]
-        other_host, other_port = other.getsockname()[:2]
-        if port != other_port:
-            continue
-        if host == other_host or ip_address(host).is_unspecified or ip_address(other_host).is_unspecified:
-            raise ServiceMisused(f"{option} and {other_option} are both {port}; give each a port of its own")
-
-
-def _url(host: str, listener: socket.socket, certificate: Certificate | None) -> str:
-    scheme = "http" if certificate is None else "https"
+def _url(scheme: str, host: str, listener: socket.socket) -> str:
     port = listener.getsockname()[1]
     return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
@@ -232,11 +146,17 @@ def _one_byte_pipe() -> int:
 
 
 class _Supervisor:
-    def __init__(self, context: ProcessContext, listeners: _Listeners, announce: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        context: ProcessContext,
+        listeners: _Listeners,
+        addresses: Addresses,
+        announce: Callable[[Addresses], None],
+    ) -> None:
         self._context = context
-        self._memory = context.memory
         self._settings = settings = context.settings
         self._listeners = listeners
+        self._addresses = addresses
         self._announce = announce
         self._unannounced = _one_byte_pipe()
         self._workers = [Child(number, f"worker {number}") for number in range(settings.workers)]
@@ -248,7 +168,7 @@ class _Supervisor:
         self._lifeline, self._lifeline_held = os.pipe()
         self._selector = selectors.PollSelector()  # children would share an epoll
         self._signals = _Signals(self._selector)
-        self._health = Health(context.memory.states, self._workers, self._admin)
+        self._health = Health(context.states, self._workers, self._admin)
         self._probes = HealthListener(listeners.health, self._selector, self._health.routes)
 
     def run(self) -> None:
@@ -329,7 +249,7 @@ class _Supervisor:
 
             context = self._context.in_slot(child.number)  # it counts in its own slot of the metrics
             if child is self._admin:
-                work = run_admin(context, self._listeners.admin, self._lifeline)
+                work = run_admin(context, self._addresses.service, self._listeners.admin, self._lifeline)
             else:
                 work = run_worker(context, child.number, self._listeners.workers, self._lifeline, self._announce_once)
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -345,7 +265,7 @@ class _Supervisor:
     def _announce_once(self) -> None:
         """Announce the service in the first worker that answers, which takes the byte from the pipe of all workers."""
         if os.read(self._unannounced, 1):
-            self._announce()
+            self._announce(self._addresses)
 
     def _close_parents_files(self, *, keep_admin: bool) -> None:
         os.close(self._lifeline_held)
@@ -404,7 +324,7 @@ class _Supervisor:
 
     def _patience_s(self, child: Child) -> float:
         """Return after how many seconds of silence a child is replaced."""
-        is_needed = child is self._admin or not self._memory.states.is_another_answering(child.number)
+        is_needed = child is self._admin or not self._context.states.is_another_answering(child.number)
         return STUCK_S if is_needed else min(STUCK_S, STUCK_BESIDE_OTHERS_S)
 
     def _reap_ended_children(self) -> Iterator[tuple[Child, int]]:
@@ -422,9 +342,9 @@ class _Supervisor:
 
     def _forget(self, child: Child) -> None:
         """Delete the state of a process that has ended; its counters stay."""
-        self._memory.states.clear(child.number)
+        self._context.states.clear(child.number)
         if child is not self._admin:
-            self._memory.balance.leave(child.number)
+            self._context.balance.leave(child.number)
 
     def _stop(self, caught: signal.Signals) -> None:
         """Stop the workers, then the admin process, and kill those that have not ended in time.

@@ -20,9 +20,9 @@ from hotplate.serve.consumed.sender import ConsumedSender
 from hotplate.serve.errors import NotReady
 from hotplate.serve.events.writer import EventWriter
 from hotplate.serve.metrics import DROPPED_LINES, LIVE, OTHER_RELEASE, ReleaseRole
-from hotplate.serve.processes.context import ProcessContext, ServiceMemory
+from hotplate.serve.processes.context import ProcessContext
 from hotplate.serve.processes.readiness import Status, WorkerReadiness
-from hotplate.serve.processes.states import ProcessState, Reporter, short
+from hotplate.serve.processes.states import ProcessState, Reporter
 from hotplate.serve.releases.live_counts import ReleaseCounter
 from hotplate.serve.settings import ServiceSettings
 from hotplate.serve.tasks import background
@@ -101,7 +101,6 @@ async def run_worker(
     worker stops and raises its exception, and another worker replaces it.
     """
     settings = context.settings
-    memory = context.memory
     stop = ShutdownSignals(lifeline, on_interrupt=ShutdownSignals.request_at_once)
 
     async with AsyncExitStack() as stack:
@@ -118,17 +117,17 @@ async def run_worker(
         share = partial(_share, context, number, reader)
         await stack.enter_async_context(background(reporter.run(share)))
         if settings.probation_s:  # the admin process judges new releases by these counts
-            counter = ReleaseCounter(memory.comparisons, reader.tiers)
+            counter = ReleaseCounter(context.comparisons, reader.tiers)
             await stack.enter_async_context(background(counter.run()))
 
-        if not await _wait_until_ready_or_stopped(reader, memory, number, stop):
+        if not await _wait_until_ready_or_stopped(reader, context, number, stop):
             return
 
         acceptor = server.listen(
             listener,
             BACKLOG,
             certificate=context.certificate,
-            has_most=lambda waited: memory.balance.has_most(number, len(server.open), waited=waited),
+            has_most=lambda waited: context.balance.has_most(number, len(server.open), waited=waited),
         )
         listening.set()
         share(reporter.state())
@@ -159,11 +158,11 @@ def _own_state(
     """Return the fields of the worker's state that are not of its stores; *listening* once it takes connections."""
     status, findings = readiness.check()
     certificate = context.certificate
-    sharing = context.memory.sharing
+    sharing = context.sharing
     return {
         "status": status if listening.is_set() else Status.STARTING,
         "connections": len(server.open),
-        "findings": short(findings),
+        "findings": list(findings),
         "certificate_expires_at": certificate.expires_at if certificate else None,
         "consumed_lag_s": None if sharing is None else sharing.lag_s,
     }
@@ -172,16 +171,15 @@ def _own_state(
 def _share(context: ProcessContext, number: int, reader: TieredReader, state: ProcessState) -> None:
     """Write the *state* of a worker, by its number, to shared memory, and what else the worker shares.
 
-    That is the number of its connections, of lost log lines, and the popular lists of the first live release, for
-    workers that are started while no store can be read.
+    That is the number of its connections, of lost log lines, and, by the first worker, the popular lists of the first
+    live release, for workers that are started while no store can be read.
     """
-    memory = context.memory
-    memory.states.write(number, state)
-    memory.balance.update(number, state.connections)
-    memory.metrics.count_in(DROPPED_LINES, number=context.stderr.take_dropped())
+    context.states.write(number, state)
+    context.balance.update(number, state.connections)
+    context.metrics.count_in(DROPPED_LINES, number=context.stderr.take_dropped())
     first_live = reader.first_live
-    if first_live is not None:
-        memory.kept.keep(number, first_live)
+    if number == 0 and first_live is not None:
+        context.kept.keep(first_live)
 
 
 async def _open_reader(context: ProcessContext, stack: AsyncExitStack, stop: ShutdownSignals) -> TieredReader:
@@ -193,13 +191,13 @@ async def _open_reader(context: ProcessContext, stack: AsyncExitStack, stop: Shu
     reader = TieredReader(
         tiers_of(settings.stores),
         budget_s=settings.budget_s,
-        metrics=context.memory.metrics,
+        metrics=context.metrics,
         deny_list=context.deny_list,
         cache_bytes=settings.cache_mb << 20,
         fold_in=settings.fold_in,
-        kept=context.memory.kept.last(),
+        kept=context.kept.last(),
         warm=True,
-        comparisons=context.memory.comparisons,
+        comparisons=context.comparisons,
     )
     await stack.enter_async_context(reader)
     for task in reader.following:
@@ -229,7 +227,7 @@ def _create_dispatcher(
     events = None
     if settings.events:
         # Shares items that users have consumed with other services; None unless the settings ask for that.
-        sender = _consumed_sender(context, reader)
+        sender = None if context.sharing is None else ConsumedSender(context.sharing, context.metrics)
         if sender is not None:
             stack.push_async_callback(sender.close)
         writer = EventWriter(settings.events)
@@ -237,9 +235,9 @@ def _create_dispatcher(
         events = EventsHandler(
             writer,
             partial(_role_of_release, reader),
-            context.memory.metrics,
+            context.metrics,
             settings.cors_origins,
-            context.memory.consumed,
+            context.consumed,
             sender=sender,
             with_keys=context.guard.knows_clients,
         )
@@ -247,7 +245,7 @@ def _create_dispatcher(
     return Dispatcher(
         reader,
         context.guard,
-        consumed=context.memory.consumed,
+        consumed=context.consumed,
         cors_origins=settings.cors_origins,
         access_log=access_log,
         events=events,
@@ -269,13 +267,6 @@ def _create_tracer(settings: ServiceSettings, stack: AsyncExitStack, stop: Shutd
     return tracer
 
 
-def _consumed_sender(context: ProcessContext, reader: TieredReader) -> ConsumedSender | None:
-    memory = context.memory
-    if memory.sharing is None:
-        return None
-    return ConsumedSender(memory.sharing, memory.metrics, reader.is_erased)
-
-
 def _role_of_release(reader: TieredReader, release: str) -> ReleaseRole:
     roles = {served.role for tier in reader.tiers for served in tier.follower.releases if served.id == release}
     if len(roles) > 1:  # live in a tier that is ahead of another one
@@ -284,11 +275,11 @@ def _role_of_release(reader: TieredReader, release: str) -> ReleaseRole:
 
 
 async def _wait_until_ready_or_stopped(
-    reader: TieredReader, memory: ServiceMemory, number: int, stop: ShutdownSignals
+    reader: TieredReader, context: ProcessContext, number: int, stop: ShutdownSignals
 ) -> bool:
     """Wait until the worker may listen, or is requested to stop; return whether it may listen."""
     stop_task = asyncio.create_task(stop.requested.wait())
-    ready_task = asyncio.create_task(_wait_until_ready(reader, memory, number))
+    ready_task = asyncio.create_task(_wait_until_ready(reader, context, number))
     done, pending = await asyncio.wait((stop_task, ready_task), return_when=asyncio.FIRST_COMPLETED)
     for task in pending:
         task.cancel()
@@ -297,16 +288,16 @@ async def _wait_until_ready_or_stopped(
     return not stop.requested.is_set()
 
 
-async def _wait_until_ready(reader: TieredReader, memory: ServiceMemory, number: int) -> None:
+async def _wait_until_ready(reader: TieredReader, context: ProcessContext, number: int) -> None:
     """Wait up to READY_TIMEOUT_S until there is a release or no other worker answers.
 
     If services share consumed items, it first waits until the admin process has received them, or cannot.
     """
-    if memory.sharing is not None:
-        await memory.sharing.wait_until_started()
+    if context.sharing is not None:
+        await context.sharing.wait_until_started()
     await reader.wait_until_attempted(FIRST_READ_S)
     deadline = loop_time() + READY_TIMEOUT_S
-    while loop_time() < deadline and memory.states.is_another_answering(number):
+    while loop_time() < deadline and context.states.is_another_answering(number):
         with suppress(NotReady):
             await reader.wait_until_ready(PATIENCE_POLL_S)
             return
@@ -321,7 +312,7 @@ async def _stop_accepting(context: ProcessContext, number: int, acceptor: Accept
     with suppress(TimeoutError):  # the delay has passed
         await asyncio.wait_for(stop.at_once.wait(), context.settings.drain_delay_s)
     acceptor.close()
-    context.memory.balance.leave(number)
+    context.balance.leave(number)
 
 
 async def _drain(settings: ServiceSettings, server: HttpServer, stop: ShutdownSignals) -> None:

@@ -12,8 +12,8 @@ import msgspec
 
 from hotplate.base.timing import HOUR_S, loop_time
 from hotplate.serve.metrics import Metrics
-from hotplate.serve.processes.shared_table import Records
-from hotplate.serve.releases.counts import BothCounts, ReleaseCounts, canary_counts
+from hotplate.serve.processes.shared_memory import Records
+from hotplate.serve.releases.counts import BothCounts, ReleaseCounts, counts_by_role
 from hotplate.serve.releases.judgement import find_regression
 from hotplate.stores.catalogue import Catalogue, Release, ReleaseRef, State
 from hotplate.stores.transitions import rollback_target
@@ -181,8 +181,9 @@ def expected_of(before: ReleaseCounts) -> ReleaseCounts:
 class SharedComparisons:
     """The comparisons of all tiers in shared memory: one record, which the admin process writes."""
 
-    def __init__(self, records: Records) -> None:
-        self._records = records
+    def __init__(self, tiers: int) -> None:
+        """Created before the processes, for the number of tiers."""
+        self._records = Records("comparisons", COMPARISONS_BYTES * tiers)
 
     def all(self) -> list[TierComparisons]:
         """Return the comparisons of all tiers; none before the first were written."""
@@ -214,5 +215,5 @@ class OwnComparisons:
     def finding(self, tier: str, canary: Release | None) -> str | None:
         """Judge the canary of a tier; returns as `SharedComparisons.finding`."""
         comparisons = self._tiers.setdefault(tier, TierComparisons(tier))
-        comparisons.judge_canary(canary, canary_counts(tier, self._metrics), loop_time())
+        comparisons.judge_canary(canary, counts_by_role(tier, self._metrics), loop_time())
         return comparisons.finding(canary)

@@ -1,19 +1,18 @@
-"""Counts of the releases that are compared, over all workers: of a canary and the live one, and of live ones."""
+"""Counts of the releases that are compared, over all workers: by their roles beside each other, and of live ones."""
 
 from typing import NamedTuple
 
 from hotplate.serve.metrics import (
     BUCKETS_S,
-    CANARY,
     CLICKS,
     HISTOGRAM_CELLS,
     IMPRESSIONS,
-    LIVE,
     LOOKUP_OUTCOMES,
     OPERATIONS,
     POSITIONS,
     PROBATION_LOOKUPS,
     ROLE_LOOKUPS,
+    ROLES,
     Metric,
     Metrics,
     ReleaseRole,
@@ -60,16 +59,13 @@ class BothCounts(NamedTuple):
         return BothCounts(self.reference.since(before.reference), self.judged.since(before.judged))
 
 
-def canary_counts(tier: str, metrics: Metrics) -> BothCounts:
-    """Return the counts of both roles during a canary, of all workers."""
-    return BothCounts(
-        reference=_role_counts(tier, metrics, LIVE),
-        judged=_role_counts(tier, metrics, CANARY),
-    )
+def counts_by_role(tier: str, metrics: Metrics) -> BothCounts:
+    """Return the counts of both releases that share the users, of all workers: of the live one as the reference."""
+    return BothCounts(*(_role_counts(tier, metrics, role) for role in ROLES))
 
 
 def _role_counts(tier: str, metrics: Metrics, role: ReleaseRole) -> ReleaseCounts:
-    """Return the counts of the live release or the canary, by *role*, over all workers.
+    """Return the counts of the release with a *role*, over all workers.
 
     Lookups and reads are those of this tier, one of the stores; shown lists and clicks are those of all, because events
     do not name a store. A list was shown if the item at its first position was.
@@ -89,11 +85,12 @@ def live_counts(tier: str, metrics: Metrics) -> ReleaseCounts:
 
     Misses are lists that the release before has, errors damaged values. Lookups count from the first second of a live
     release on, and lost lists only on probation (`ReleaseCounter`). Reads are those of the store that succeeded, but
-    for all of the canary's: if some of these fail, fewer are left.
+    for all of the other role's: if some of these fail, fewer are left.
     """
     all_reads = [_reads(metrics, metrics.store[tier, operation, "ok"]) for operation in OPERATIONS]
-    canary_reads = _reads(metrics, metrics.role_reads[tier, CANARY])
-    reads = tuple(max(0.0, sum(calls) - canary) for *calls, canary in zip(*all_reads, canary_reads, strict=True))
+    _, other_role = ROLES
+    other_reads = _reads(metrics, metrics.role_reads[tier, other_role])
+    reads = tuple(max(0.0, sum(calls) - other) for *calls, other in zip(*all_reads, other_reads, strict=True))
     return _lookup_counts(metrics, PROBATION_LOOKUPS, tier)._replace(reads=reads)
 
 

@@ -20,13 +20,14 @@ from hotplate.serve.log_once import LOG_EVERY_S, LogOnce
 from hotplate.serve.metrics import ReleaseRole
 from hotplate.serve.releases.comparison import identity
 from hotplate.serve.releases.erasures import KnownErasures
+from hotplate.serve.releases.missing_rows import MissingRows
 from hotplate.serve.releases.served import RowsOfRelease, ServedRelease, load
 from hotplate.serve.tasks import repeat
 from hotplate.stores.catalogue import Catalogue, Release, ReleaseRef, UserShare, follows
 from hotplate.stores.concurrency import SharedCall, end_tasks
 from hotplate.stores.connect import never_published
 from hotplate.stores.encoding import EVERYBODY, MANIFEST, RowKey
-from hotplate.stores.errors import HEAL, PartLost, ReleaseNotFound, StoreError, StoreUnavailable
+from hotplate.stores.errors import PartLost, ReleaseNotFound, StoreError, StoreUnavailable
 from hotplate.stores.store import Reader, read_one
 from hotplate.stores.timing import Outage
 from hotplate.stores.verification import counted
@@ -44,8 +45,6 @@ RESTORED_S = 30.0
 STALE_POLL_S = 2.0
 # Interval for stopping a canary, or loading it again.
 CANARY_S = 1.0
-# Interval of the search for rows that the store has dropped.
-MISSING_S = 30.0
 # Processes spread the loading of a remote release over this time.
 SPREAD_S = 0.5
 # Maximum for reading a release into memory.
@@ -119,8 +118,7 @@ class Follower:
         self._refreshing = SharedCall(self._refresh, lambda: StoreUnavailable("the catalogue is no longer read"))
         self._restored: str | None = None
         """Why, until a newer catalogue is followed, the store counts as restored from an older copy."""
-        self._missing: str | None = None
-        """Which rows of the live release the store has dropped since it was loaded, as an evicting cache does."""
+        self._missing_rows = MissingRows(reader, self.erasures, self.refresh)
         self._failing = LogOnce(again_s=LOG_EVERY_S, clock=loop_time)
 
     @property
@@ -137,7 +135,7 @@ class Follower:
             "release": self.followed_canary.problem,
             "erased users": self.erasures.problem,
             "rows": counted(damaged) if damaged else None,
-            "missing": self._missing,
+            "missing": self._missing_rows.problem,
         }
         return [ServiceFinding(source, problem) for source, problem in problems.items() if problem is not None]
 
@@ -157,7 +155,7 @@ class Follower:
             group.create_task(self._follow_changes(warm=warm))
             group.create_task(self._read_while_unsettled())
             group.create_task(repeat(self._look_at_canary, CANARY_S, "loading or stopping a canary"))
-            group.create_task(repeat(self._look_for_missing_rows, MISSING_S, "looking for missing rows"))
+            group.create_task(self._missing_rows.run(lambda: self.live))
 
     @property
     def releases(self) -> list[ServedRelease]:
@@ -252,7 +250,7 @@ class Follower:
                 if preparing is None:
                     await asyncio.sleep(self._reader.poll_s)
                     continue
-                await self._pause_until(preparing)
+                await asyncio.wait([preparing], timeout=self._reader.poll_s)
                 if preparing.done():
                     preparing.result()  # raises a defect
                     preparing = None
@@ -263,14 +261,6 @@ class Follower:
         finally:
             if preparing is not None:
                 await end_tasks(preparing)
-
-    async def _pause_until(self, preparing: "asyncio.Task[None]") -> None:
-        """Pause for the time between two polls, or until releases are prepared."""
-        pause = asyncio.create_task(asyncio.sleep(self._reader.poll_s))
-        try:
-            await asyncio.wait((preparing, pause), return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            pause.cancel()
 
     async def _prepare(self, releases: Sequence[ReleaseRef], *, warm: bool) -> None:
         """Prepare to serve *releases*, none of which is served yet.
@@ -309,31 +299,6 @@ class Follower:
             await self._refresh()
             if self._unsettled.is_set():
                 await asyncio.sleep(STALE_POLL_S)
-
-    async def _look_for_missing_rows(self) -> None:
-        """Look for the sampled rows of the live release; log if some are missing, and if they are back.
-
-        Misses of lookups do not show it: they may be of unknown users. Rows of erased users are not missing.
-        """
-        live = self.live
-        if live is None:
-            return
-        sample = live.manifest.sample
-        try:
-            missing = await self._reader.missing(live.ref, sample)
-            if missing:
-                await self.refresh()  # their users may have been erased just now
-        except StoreError:  # reported by the task that follows changes
-            return
-
-        lost = [key for key in missing if not self.erasures.erased.covers(key)]
-        if lost and self._missing is None:
-            found = f"{len(lost)} of {len(sample)} sampled rows of release {live.id} are missing; {HEAL}"
-            self._missing = "; ".join([found, *await self._reader.warnings()])
-            log.warning("%s", self._missing)
-        elif self._missing is not None and not lost:
-            self._missing = None
-            log.info("the sampled rows of release %s are there again", live.id)
 
     async def _look_at_canary(self) -> None:
         """Stop the canary that the followed catalogue names, or load it if it is not loaded."""

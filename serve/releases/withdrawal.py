@@ -11,14 +11,13 @@ import logging
 import random
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
 from hotplate.base.timing import HOUR_S
-from hotplate.serve.log_once import LogOnce
 from hotplate.serve.metrics import Metrics
 from hotplate.serve.processes.states import SharedStates
 from hotplate.serve.releases.comparison import Comparison, SharedComparisons, TierComparisons, identity
-from hotplate.serve.releases.counts import NO_READS, BothCounts, canary_counts, live_counts
+from hotplate.serve.releases.counts import NO_READS, BothCounts, counts_by_role, live_counts
 from hotplate.serve.releases.judgement import MORE_FALLBACKS, MORE_SLOW, find_regression, slow_s
 from hotplate.serve.tasks import background, repeat
 from hotplate.stores.catalogue import Catalogue, ReleaseRef, State
@@ -79,17 +78,13 @@ class ReleaseJudge:
 
     async def check_rights(self, tier: str) -> None:
         """Log if this service may not withdraw the releases of a tier, once its store can be read."""
-        unknown = LogOnce()
-        while True:
-            try:
+        rights: list[Finding] | None = None
+        while rights is None:
+            with suppress(TimeoutError, StoreError):  # workers report that it cannot be read
                 async with asyncio.timeout(CATALOGUE_S), self._writable(tier) as store:
                     rights = await _rights_in(store)
-                break
-            except (TimeoutError, StoreError) as error:
-                if unknown.met():
-                    obstacle = str(error) or f"the store did not answer in {CATALOGUE_S:.0f} s"
-                    log.warning("%s: whether this service may withdraw a release is not known yet: %s", tier, obstacle)
-            await asyncio.sleep(RETRY_S)
+            if rights is None:
+                await asyncio.sleep(RETRY_S)
 
         for finding in rights:
             if finding.level is not Level.OK:
@@ -111,7 +106,7 @@ class ReleaseJudge:
             canary = next(iter(followed), None)
             if comparisons.canary is not None and comparisons.canary.release in followed:
                 canary = comparisons.canary.release
-            counts = canary_counts(comparisons.tier, self._metrics)
+            counts = counts_by_role(comparisons.tier, self._metrics)
             comparisons.judge_canary(canary, counts, self._clock())
         self._shared.keep(self._tiers)
 

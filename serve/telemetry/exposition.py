@@ -12,7 +12,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.registry import Collector
 
-from hotplate.serve.metrics import CANARY, LIVE, LOOKUP_OUTCOMES, TABLE, CountsByLabels, Labels, Metric, Metrics
+from hotplate.serve.metrics import LOOKUP_OUTCOMES, TABLE, CountsByLabels, Labels, Metric, Metrics
 from hotplate.serve.processes.readiness import Status
 from hotplate.serve.processes.states import REPORT_S, SILENT_S, ProcessState, TierState, status_now
 from hotplate.serve.releases.comparison import TierComparisons
@@ -31,25 +31,50 @@ def take_snapshot(metrics: Metrics) -> Snapshot:
     return {row: metrics.counted(row) for row in TABLE}
 
 
+class Observed(NamedTuple):
+    """What is known of a service at a moment."""
+
+    states: States
+    """By the numbers of the workers."""
+    probations: Sequence[TierComparisons]
+    """Of the tiers."""
+
+
 class StateMetric(NamedTuple):
-    """A metric that is read from a worker's state."""
+    """A metric that is not counted, but read from the states of workers or from comparisons of releases."""
 
     name: str
     help: str
     labels: str
-    """After `worker`."""
-    read: Callable[[ProcessState], Values]
+    read: Callable[[Observed], Values]
     kind: Literal["counter", "gauge"] = "gauge"
-    without_state: Values = ()
-    """Of a worker that has not reported."""
 
 
-def _of_worker(read: Callable[[ProcessState], float | None]) -> Callable[[ProcessState], Values]:
-    return lambda state: [((), read(state))]
+def _of_workers(
+    read: Callable[[ProcessState], Values], *, without_state: float | None = None
+) -> Callable[[Observed], Values]:
+    """Return a function that reads values of each worker; *without_state* is that of one that has not reported."""
+
+    def read_all(observed: Observed) -> Values:
+        for number, state in enumerate(observed.states):
+            values = [((), without_state)] if state is None else read(state)
+            yield from (((str(number), *labels), value) for labels, value in values)
+
+    return read_all
 
 
-def _of_tiers(read: Callable[[TierState, ProcessState], float | None]) -> Callable[[ProcessState], Values]:
-    return lambda state: [((tier.tier,), read(tier, state)) for tier in state.tiers]
+def _of_worker(
+    read: Callable[[ProcessState], float | None], *, without_state: float | None = None
+) -> Callable[[Observed], Values]:
+    return _of_workers(lambda state: [((), read(state))], without_state=without_state)
+
+
+def _of_tiers(read: Callable[[TierState, ProcessState], float | None]) -> Callable[[Observed], Values]:
+    return _of_workers(lambda state: [((tier.tier,), read(tier, state)) for tier in state.tiers])
+
+
+def _of_probations(read: Callable[[TierComparisons], float]) -> Callable[[Observed], Values]:
+    return lambda observed: [((probation.tier,), read(probation)) for probation in observed.probations]
 
 
 def _age_s(at: float | None) -> float | None:
@@ -72,12 +97,11 @@ def _lookups(state: ProcessState, *, are_named: bool) -> Values:
 def _releases(state: ProcessState) -> Values:
     """Yield the labels, store, release and role, and 1 for each release that is served."""
     for tier in state.tiers:
-        for release, role in ((tier.canary, CANARY), (tier.release, LIVE)):
-            if release is not None:
-                yield (tier.tier, release, role), 1
+        for role, release in tier.served.items():
+            yield (tier.tier, release, role), 1
 
 
-def _process(read: Callable[[Path], float]) -> Callable[[ProcessState], Values]:
+def _process(read: Callable[[Path], float]) -> Callable[[Observed], Values]:
 
     def value(state: ProcessState) -> float | None:
         try:
@@ -99,70 +123,59 @@ def _major_faults(process: Path) -> float:
 
 # fmt: off
 STATE_TABLE = (
-    StateMetric("hotplate_worker_up", "1 if the worker reported recently.", "",
-                _of_worker(lambda state: status_now(state) is not Status.SILENT), without_state=[((), 0)]),
-    StateMetric("hotplate_degraded", "1 while a worker answers from only some of its stores, or not at all.", "",
-                _of_worker(_is_degraded), without_state=[((), 1)]),
-    StateMetric("hotplate_worker_start_time_seconds", "Start of a worker, as Unix time.", "",
+    StateMetric("hotplate_worker_up", "1 if the worker reported recently.", "worker",
+                _of_worker(lambda state: status_now(state) is not Status.SILENT, without_state=0)),
+    StateMetric("hotplate_degraded", "1 while a worker answers from only some of its stores, or not at all.", "worker",
+                _of_worker(_is_degraded, without_state=1)),
+    StateMetric("hotplate_worker_start_time_seconds", "Start of a worker, as Unix time.", "worker",
                 _of_worker(lambda state: state.started_at)),
     StateMetric("hotplate_worker_loop_lag_seconds", "Maximum delay of a worker's event loop since its last report.",
-                "", _of_worker(lambda state: max(state.lag_s, state.silent_s - 2 * REPORT_S))),
-    StateMetric("hotplate_worker_connections", "Open client connections.", "",
+                "worker", _of_worker(lambda state: max(state.lag_s, state.silent_s - 2 * REPORT_S))),
+    StateMetric("hotplate_worker_connections", "Open client connections.", "worker",
                 _of_worker(lambda state: state.connections)),
     StateMetric("hotplate_worker_unusable_files",
                 "Files (keys, certificate, deny-list) whose previous version is in use because the current one is "
-                "invalid.", "", _of_worker(lambda state: sum(finding.source == "file" for finding in state.findings))),
-    StateMetric("hotplate_certificate_expiry_timestamp_seconds", "Expiry of the TLS certificate, as Unix time.", "",
-                _of_worker(lambda state: state.certificate_expires_at)),
+                "invalid.", "worker",
+                _of_worker(lambda state: sum(finding.source == "file" for finding in state.findings))),
+    StateMetric("hotplate_certificate_expiry_timestamp_seconds", "Expiry of the TLS certificate, as Unix time.",
+                "worker", _of_worker(lambda state: state.certificate_expires_at)),
     StateMetric("hotplate_consumed_lag_seconds",
-                "Time since all consumed items of other services were received, and all own ones sent.", "",
+                "Time since all consumed items of other services were received, and all own ones sent.", "worker",
                 _of_worker(lambda state: state.consumed_lag_s)),
-    StateMetric("hotplate_release_lookups", "Lists looked up in a release.", "release outcome",
-                partial(_lookups, are_named=False), "counter"),
-    StateMetric("hotplate_list_lookups", "Lists looked up by the name of a list.", "release list outcome",
-                partial(_lookups, are_named=True), "counter"),
-    StateMetric("hotplate_worker_open_fds", "Open file descriptors of a worker.", "",
+    StateMetric("hotplate_release_lookups", "Lists looked up in a release.", "worker release outcome",
+                _of_workers(partial(_lookups, are_named=False)), "counter"),
+    StateMetric("hotplate_list_lookups", "Lists looked up by the name of a list.", "worker release list outcome",
+                _of_workers(partial(_lookups, are_named=True)), "counter"),
+    StateMetric("hotplate_worker_open_fds", "Open file descriptors of a worker.", "worker",
                 _process(lambda process: len([*(process / "fd").iterdir()]))),
-    StateMetric("hotplate_worker_max_fds", "Limit of open file descriptors.", "", _process(_max_fds)),
-    StateMetric("hotplate_worker_major_page_faults", "Page faults of a worker that waited for a disk.", "",
+    StateMetric("hotplate_worker_max_fds", "Limit of open file descriptors.", "worker", _process(_max_fds)),
+    StateMetric("hotplate_worker_major_page_faults", "Page faults of a worker that waited for a disk.", "worker",
                 _process(_major_faults), "counter"),
-    StateMetric("hotplate_release_info", "1 for a release that is served.", "store release role", _releases),
-    StateMetric("hotplate_release_age_seconds", "Time since the served release was written.", "store",
+    StateMetric("hotplate_release_info", "1 for a release that is served.", "worker store release role",
+                _of_workers(_releases)),
+    StateMetric("hotplate_release_age_seconds", "Time since the served release was written.", "worker store",
                 _of_tiers(lambda tier, _: _age_s(tier.written_at))),
     StateMetric("hotplate_learnt_age_seconds", "Time since the newest event that the served release learnt from.",
-                "store", _of_tiers(lambda tier, _: _age_s(tier.learnt_until))),
-    StateMetric("hotplate_breaker_open", "1 while the circuit breaker of a store is open.", "store",
+                "worker store", _of_tiers(lambda tier, _: _age_s(tier.learnt_until))),
+    StateMetric("hotplate_breaker_open", "1 while the circuit breaker of a store is open.", "worker store",
                 _of_tiers(lambda tier, _: tier.breaker_open)),
     StateMetric("hotplate_canary_stopped",
-                "1 if a worker stopped serving the canary because it is worse than the live release.", "store",
-                _of_tiers(lambda tier, _: tier.is_canary_stopped)),
-    StateMetric("hotplate_catalogue_age_seconds", "Time since the catalogue of a store was last confirmed.", "store",
-                _of_tiers(lambda tier, state: tier.catalogue_age_s
-                          + (state.silent_s if state.silent_s > SILENT_S else 0.0))),
-    StateMetric("hotplate_cache_bytes", "Size of a worker's cache of a store.", "store",
+                "1 if a worker stopped serving a release to its share of the users: it is worse than the live one.",
+                "worker store", _of_tiers(lambda tier, _: tier.is_canary_stopped)),
+    StateMetric("hotplate_catalogue_age_seconds", "Time since the catalogue of a store was last confirmed.",
+                "worker store", _of_tiers(lambda tier, state: tier.catalogue_age_s
+                                          + (state.silent_s if state.silent_s > SILENT_S else 0.0))),
+    StateMetric("hotplate_cache_bytes", "Size of a worker's cache of a store.", "worker store",
                 _of_tiers(lambda tier, _: tier.cache_bytes)),
+    StateMetric("hotplate_probation", "1 while the live release is on probation.", "store",
+                _of_probations(lambda probation: probation.before is not None)),
+    StateMetric("hotplate_releases_withdrawn", "Releases that this service withdrew on probation.", "store",
+                _of_probations(lambda probation: probation.withdrawn), "counter"),
+    StateMetric("hotplate_withdrawal_blocked",
+                "1 if the live release is worse than the one before, and this service cannot withdraw it.", "store",
+                _of_probations(lambda probation: bool(probation.failure))),
 )
 # fmt: on
-
-
-class ProbationMetric(NamedTuple):
-    """A metric of the tiers of a service with `--probation`."""
-
-    name: str
-    help: str
-    read: Callable[[TierComparisons], float]
-    kind: Literal["counter", "gauge"] = "gauge"
-
-
-PROBATION_TABLE = (
-    ProbationMetric("hotplate_probation", "1 while the live release is on probation.",
-                    lambda probation: probation.before is not None),
-    ProbationMetric("hotplate_releases_withdrawn", "Releases that this service withdrew on probation.",
-                    lambda probation: probation.withdrawn, "counter"),
-    ProbationMetric("hotplate_withdrawal_blocked",
-                    "1 if the live release is worse than the one before, and this service cannot withdraw it.",
-                    lambda probation: bool(probation.failure)),
-)  # fmt: skip
 
 
 class Exposition(Collector):
@@ -194,25 +207,9 @@ class Exposition(Collector):
             if metric.shown != "none":
                 yield _family(metric, _shown_series(metric, totals))
 
-        # A row of a table has the name of a metric, and a function that reads its values from a state.
-        states = self._states()
+        observed = Observed(self._states(), self._probations())
         for state_metric in STATE_TABLE:
-            family = _empty_family(state_metric, "worker", *state_metric.labels.split())
-            for number, state in enumerate(states):
-                values = state_metric.without_state if state is None else state_metric.read(state)
-                for labels, value in values:
-                    if value is not None:
-                        family.add_metric([str(number), *labels], value)
-            yield family
-
-        probations = self._probations()
-        if not probations:
-            return
-        for probation_metric in PROBATION_TABLE:
-            family = _empty_family(probation_metric, "store")
-            for probation in probations:
-                family.add_metric([probation.tier], probation_metric.read(probation))
-            yield family
+            yield _family_of_state(state_metric, observed)
 
 
 def _shown_series(metric: Metric, totals: Snapshot) -> CountsByLabels:
@@ -233,9 +230,13 @@ def _shown_series(metric: Metric, totals: Snapshot) -> CountsByLabels:
     return {labels: counts for labels, counts in totals[metric].items() if labels[0] in active_stores}
 
 
-def _empty_family(metric: StateMetric | ProbationMetric, *labels: str) -> CounterMetricFamily | GaugeMetricFamily:
+def _family_of_state(metric: StateMetric, observed: Observed) -> Family:
     kind = CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily
-    return kind(metric.name, metric.help, labels=labels)
+    family = kind(metric.name, metric.help, labels=metric.labels.split())
+    for labels, value in metric.read(observed):
+        if value is not None:
+            family.add_metric(labels, value)
+    return family
 
 
 def _family(metric: Metric, series: CountsByLabels) -> Family:

@@ -9,7 +9,6 @@ which names all time limits of a remote read), and the results become lists, or 
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import replace
 from functools import partial
 from types import TracebackType
 from typing import Self, TypeVar, cast
@@ -27,7 +26,7 @@ from hotplate.serve.tasks import log_defect
 from hotplate.serve.tiers.lookups import Lookups, RequestRead, RowsRead, caller_deadline
 from hotplate.serve.tiers.observer import StoreObserver
 from hotplate.serve.tiers.tier import LocalTier, Origin, RemoteTier, Tier
-from hotplate.stores.catalogue import Catalogue, ReleaseId, ReleaseRef, State
+from hotplate.stores.catalogue import Catalogue, ReleaseId, ReleaseRef
 from hotplate.stores.concurrency import end_tasks
 from hotplate.stores.connect import connect
 from hotplate.stores.encoding import EVERYBODY, OVERALL, POPULAR, USER, RowKey
@@ -48,9 +47,7 @@ class _PreviewedStore:
 
     def __init__(self, reader: Reader, catalogue: Catalogue, release: ReleaseId) -> None:
         self._reader = reader
-        entry = catalogue.get(release)
-        releases = () if entry is None else (replace(entry, state=State.LIVE),)
-        self._catalogue = replace(catalogue, releases=releases, canary=None, experiment=None)
+        self._catalogue = catalogue.with_only(release)
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._reader, name)

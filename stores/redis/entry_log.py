@@ -26,18 +26,13 @@ SECOND_US = 1_000_000
 PAGE = 1000
 # How often the primary is confirmed: one that was replaced may still answer.
 CONFIRM_S = 1.0
-# Removes entries, as many as the first argument says, and appends others. Removing comes first: after it, a full server
-# does not refuse the append. Returns 1 for each appended entry, 0 for one that the log has already.
-REPLACE = """
-local removed = tonumber(ARGV[1])
-for at = 2, removed + 1 do
-  redis.call('ZREM', KEYS[1], ARGV[at])
-end
+# Returns 1 for each appended entry, 0 for one that the log has already.
+APPEND = """
 local newest = redis.call('ZRANGE', KEYS[1], -1, -1, 'WITHSCORES')
 local now = redis.call('TIME')
 local position = math.max(now[1] * 1000000 + now[2], tonumber(newest[2] or 0))
 local appended = {}
-for at = removed + 2, #ARGV do
+for at = 1, #ARGV do
   position = position + 1
   appended[#appended + 1] = redis.call('ZADD', KEYS[1], 'NX', string.format('%.0f', position), ARGV[at])
 end
@@ -91,10 +86,10 @@ class EntryLog:
             return None
         return _entries(page)
 
-    async def append(self, values: Sequence[bytes], *, instead_of: Sequence[bytes] = ()) -> list[int]:
-        """Append entries, and remove others, in one step; return 1 for each entry, 0 if the log had it already."""
+    async def append(self, values: Sequence[bytes]) -> list[int]:
+        """Append entries in one step; return 1 for each entry, 0 if the log had it already."""
         appended: list[int]
-        (appended,) = await self._execute_all(evaluation(REPLACE, [self._key], len(instead_of), *instead_of, *values))
+        (appended,) = await self._execute_all(evaluation(APPEND, [self._key], *values))
         return appended
 
     async def trim(self, newest: int, *, keep_s: int, most: int) -> int:

@@ -7,11 +7,10 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
-from hotplate.serve.processes.shared_table import Kind, Records, Region, SharedTable
 from hotplate.serve.tasks import background
 from hotplate.serve.watched import WatchedFiles, follow
 from tests.support.waiting import until_true
@@ -170,30 +169,28 @@ def test_byte_order_mark_is_not_part_of_a_file_and_utf_16_is_named(tmp_path: Pat
 
 def test_last_valid_content_is_shared_with_processes_that_start_later(tmp_path: Path) -> None:
     file = tmp_path / "file"
-    uses = [list[bytes](), list[bytes]()]
+    used = list[bytes]()
     file.write_bytes(b"first")
-    leader, later = (WatchedFiles([file], use.extend, max_bytes=100) for use in uses)
-    records = records_of(size=200)
-    for watched in (leader, later):
-        watched.share(records, 1)
-    later.catch_up()
-    assert uses[1] == [b"first"]
-    for content in (b"second", b"x" * 101, b"third", b""):
-        file.write_bytes(content)
-        polled(leader)
-    file.unlink()
-    polled(leader)
-    later.catch_up()
-    assert uses == [[b"first", b"second", b"third", b""], [b"first", b""]]
+    watched = WatchedFiles([file], used.extend, max_bytes=100)
+    watched.catch_up()
+    assert used == [b"first"]
+    leader = os.fork()
+    if leader == 0:
+        lead(watched, file, (b"second", b"x" * 101, b"y" * 100, b"third"))
+    assert os.waitstatus_to_exitcode(os.waitpid(leader, 0)[1]) == 0
+    watched.catch_up()
+    assert used == [b"first", b"third"]
 
 
-def test_a_row_that_shared_memory_lacks_is_refused_at_start(tmp_path: Path) -> None:
-    file = tmp_path / "file"
-    file.write_bytes(b"good")
-    watched = WatchedFiles([file], list[bytes]().extend, max_bytes=200)
-    with pytest.raises(IndexError, match="no row 2"):
-        watched.share(records_of(size=300), 2)
-
-
-def records_of(size: int) -> Records:
-    return SharedTable([Region("files", Kind.RECORD, size, rows=2)]).records("files")
+def lead(watched: WatchedFiles, file: Path, contents: Sequence[bytes]) -> NoReturn:
+    """Follow a file through *contents*, until it is gone, in the forked process that leads."""
+    code = 1
+    try:
+        for content in contents:
+            file.write_bytes(content)
+            polled(watched)
+        file.unlink()
+        polled(watched)
+        code = 0
+    finally:
+        os._exit(code)

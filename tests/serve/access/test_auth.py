@@ -8,7 +8,7 @@ import pytest
 from hotplate.serve.access.auth import CELLS, Guard, buckets_of
 from hotplate.serve.access.keys import KeyHolder, create
 from hotplate.serve.problems import Problem
-from hotplate.serve.processes.shared_table import private_floats
+from hotplate.serve.processes.shared_memory import shared_floats
 from tests.support.service import running
 
 RATE = 200.0
@@ -28,7 +28,7 @@ def test_rate_limit_is_shared_by_all_workers(folder: Path) -> None:
 
 
 def test_buckets_are_per_client_and_consistent_across_workers_in_any_order() -> None:
-    rates = private_floats(CELLS)
+    rates = shared_floats(CELLS)
     clients = [client(f"c{n}", 1.0) for n in range(50)]
     first = buckets_of(clients, rates)
     second = buckets_of(reversed(clients), rates)
@@ -38,7 +38,7 @@ def test_buckets_are_per_client_and_consistent_across_workers_in_any_order() -> 
 
 
 def test_client_with_a_new_rate_starts_with_a_full_bucket() -> None:
-    rates = private_floats(CELLS)
+    rates = shared_floats(CELLS)
     slow = buckets_of([client("c", 0.02)], rates)["c"]
     assert slow.take() == 0.0
     assert slow.take() > 0.0

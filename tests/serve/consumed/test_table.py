@@ -23,7 +23,6 @@ from hotplate.stores.event_log import SUFFIX, LogSegment, line_of, segments
 from tests.support.command import json_of
 from tests.support.event_log import written
 from tests.support.service import Service, a_list, published, running, until
-from tests.support.shared import consumed_items
 from tests.support.small_disk import small_disk
 from tests.support.soak import in_soak
 
@@ -73,7 +72,7 @@ def hide(consumed: Consumed, kind: str, user: str, items: Sequence[str], happene
 @given(EVENTS)
 def test_items_are_hidden_until_the_last_event_of_their_type_is_old(events: list[tuple[str, str, str, int]]) -> None:
     hours = {"buy": 24.0, "dismiss": 1.0}
-    consumed = consumed_items(*(f"{kind}={number}" for kind, number in hours.items()))
+    consumed = Consumed([f"{kind}={number}" for kind, number in hours.items()])
     now = time.time()
     expected = defaultdict[str, set[str]](set)
     for kind, user, item, age_h in events:
@@ -88,7 +87,7 @@ def test_items_are_hidden_until_the_last_event_of_their_type_is_old(events: list
 
 def test_a_full_table_forgets_the_pairs_that_expire_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hotplate.serve.consumed.table.BUCKETS", 1 << 10)
-    consumed = consumed_items("buy=1")
+    consumed = Consumed(["buy=1"])
     items = [f"{n}" for n in range(100)]
     for user in range(640):  # twice what has room
         hide(consumed, "buy", f"{user}", items, None)
@@ -151,7 +150,7 @@ def test_restart_reads_segments_closed_or_shipped_by_others(tmp_path: Path, capl
     (tmp_path / f".{closed.name}").symlink_to("closed meanwhile")
     (tmp_path / "20200101T000000Z-00000000-00000000.events.zst").symlink_to("shipped meanwhile")
     (tmp_path / "29990101T000000Z-00000000-00000000.events.zst").mkdir()
-    consumed = consumed_items("buy=1")
+    consumed = Consumed(["buy=1"])
     restore(consumed, tmp_path)
     hidden = consumed.hidden_from("1")
     assert hidden is not None
@@ -181,7 +180,7 @@ def events_of(
 
 
 def hidden_after_restart(folder: Path, *users: str, hours: str = "buy=24") -> list[str]:
-    consumed = consumed_items(hours)
+    consumed = Consumed([hours])
     restore(consumed, folder)
     return [user for user in users if consumed.hidden_from(user) is not None]
 
@@ -249,13 +248,13 @@ def test_users_find_names_kept_events(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["buy", "buy=", "=24", "buy=0", "buy=nan", "buy=99999"])
 def test_contradictory_option_is_refused(text: str) -> None:
     with pytest.raises(ServiceMisused, match="as buy=24"):
-        consumed_items(text)
+        Consumed([text])
 
 
 @pytest.mark.parametrize("parts", [128, in_soak(1)])
 def test_a_table_holds_its_capacity_and_counts_what_it_forgets(parts: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hotplate.serve.consumed.table.BUCKETS", BUCKETS // parts)
-    consumed = consumed_items("buy=1")
+    consumed = Consumed(["buy=1"])
     users = [f"{number}" for number in range(CAPACITY // parts)]
     forgotten = sum(hide(consumed, "buy", user, ["a"], None) for user in users)
     hidden = sum(is_hidden(consumed, user, "a") for user in users)

@@ -25,7 +25,6 @@ from tests.support.event_log import body, ids, written
 from tests.support.limited_service import counted
 from tests.support.property import depths
 from tests.support.service import Service, published, running, running_app, until
-from tests.support.shared import consumed_items
 from tests.support.small_disk import small_disk
 
 MB = 1 << 20
@@ -105,7 +104,7 @@ async def taking(folder: Path, consumed: Consumed | None = None) -> AsyncIterato
 
 
 async def test_loop_is_not_blocked_while_items_of_many_events_are_hidden(tmp_path: Path) -> None:
-    consumed = consumed_items("buy=24")
+    consumed = Consumed(["buy=24"])
     turns = 0
     headers = {"Content-Type": "application/json"}
     async with taking(tmp_path, consumed) as (_, url), ClientSession() as session:

@@ -274,9 +274,15 @@ def test_cross_site_page_changes_nothing(service: Service, releases: list[str]) 
     [
         (("--port", "{taken}"), "Address already in use; choose another with --port or HOTPLATE_PORT"),
         (("--host", "a..b", "--anonymous"), "cannot be resolved"),
-        (("--port", "{free}", "--admin-port", "{free}"), "--port and --admin-port are both {free}"),
-        (("--port", "{free}", "--health-port", "{free}", "--health-host", "0.0.0.0"), "--port and --health-port"),
-        (("--admin-port", "{free}", "--health-port", "{free}"), "--admin-port and --health-port are both {free}"),
+        (
+            ("--port", "{free}", "--admin-port", "{free}"),
+            "{free} cannot be listened on: Address already in use; choose another with --port",
+        ),
+        (("--port", "{free}", "--health-port", "{free}", "--health-host", "0.0.0.0"), "choose another with --port"),
+        (
+            ("--admin-port", "{free}", "--health-port", "{free}"),
+            "choose another with --health-port or HOTPLATE_HEALTH_PORT",
+        ),
         (("--admin-host", "0.0.0.0"), "--admin-host an address of loopback"),
         (("--admin-host", "192.0.2.1"), "give --admin-host an address of this machine"),
         (("--admin-store", "nosuch://x"), "nosuch"),

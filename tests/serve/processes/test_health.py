@@ -11,12 +11,11 @@ import pytest
 from hotplate.serve.access.keys import create
 from hotplate.serve.processes.health import LOOK_S, START_S, Child, Health
 from hotplate.serve.processes.readiness import Status
-from hotplate.serve.processes.states import ProcessState
+from hotplate.serve.processes.states import ProcessState, SharedStates
 from tests.support.clock import FakeClock
 from tests.support.limited_service import counted
 from tests.support.redis_server import certify
 from tests.support.service import LAUNCHER, Service, a_list, published, running, status_of, until
-from tests.support.shared import shared_states
 
 PATHS = ("/livez", "/readyz", "/health/live", "/health/ready")
 
@@ -177,7 +176,7 @@ def test_stuck_processes_are_replaced_one_at_a_time_with_their_stack_logged(fold
 
 
 def test_silence_counts_only_while_the_parent_listens(clock: FakeClock) -> None:
-    states = shared_states(2)
+    states = SharedStates(2, tiers=1)
     first, second, admin = (Child(number, "a process") for number in range(3))
     health = Health(states, [first, second], admin, clock)
 
@@ -215,7 +214,7 @@ def test_silence_counts_only_while_the_parent_listens(clock: FakeClock) -> None:
 
 @pytest.mark.parametrize("start_s", [1, 20])
 def test_silence_does_not_grow_while_another_worker_starts(clock: FakeClock, start_s: int) -> None:
-    states = shared_states(3)
+    states = SharedStates(3, tiers=1)
     failing, stuck, slow, admin = (Child(number, "a process") for number in range(4))
     health = Health(states, [failing, stuck, slow], admin, clock)
 

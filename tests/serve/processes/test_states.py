@@ -7,28 +7,17 @@ import msgspec
 
 from hotplate.serve.errors import ServiceFinding
 from hotplate.serve.processes.readiness import Status
-from hotplate.serve.processes.states import (
-    FINDINGS,
-    RULE_CHARS,
-    RULES,
-    SENTENCE_CHARS,
-    ProcessState,
-    Reporter,
-    TierState,
-    service_status,
-    short_rules,
-)
+from hotplate.serve.processes.states import ProcessState, Reporter, SharedStates, TierState, service_status
 from hotplate.serve.tiers.reader import TieredReader
 from hotplate.stores.catalogue import Release, ReleaseId, ReleaseRef, State
 from hotplate.stores.encoding import MAX_LIST_NAME, MAX_LISTS
 from tests.support.memory_store import MemoryStore
 from tests.support.service import publish_through
-from tests.support.shared import shared_states
 
 
-def state_of(text: str, tiers: int = 1, findings: int = FINDINGS) -> ProcessState:
+def state_of(text: str, tiers: int = 1, findings: int = 5) -> ProcessState:
     """Return a state with *text* in every text field."""
-    finding = ServiceFinding("restored", text[:SENTENCE_CHARS])
+    finding = ServiceFinding("restored", text)
     release = text[:40]
     tier = TierState(
         "file",
@@ -37,10 +26,10 @@ def state_of(text: str, tiers: int = 1, findings: int = FINDINGS) -> ProcessStat
         False,
         1.0,
         2.0,
-        canary=release,
+        served={"live": ReleaseId(release), "canary": ReleaseId(release)},
         followed_canary=Release(ReleaseId(release), release, State.WITHDRAWN, 1.0, release, 2.0),
         is_canary_stopped=True,
-        rules=short_rules([text[:RULE_CHARS]] * (RULES + 1)),
+        rules=(text,) * 100,
     )
     names = ["", *(f"{name:0{MAX_LIST_NAME}}" for name in range(MAX_LISTS))]
     lookups = {f"{number:02}{release}": {name: [1 << 40, 2, 3] for name in names} for number in range(2 * tiers)}
@@ -53,13 +42,13 @@ def state_of(text: str, tiers: int = 1, findings: int = FINDINGS) -> ProcessStat
         [tier] * tiers,
         lookups,
         3,
-        [finding] * FINDINGS,
+        [finding] * 5,
     )
 
 
 def test_longest_state_of_all_tiers_fits() -> None:
     for tiers in (1, 5):
-        states = shared_states(2, tiers)
+        states = SharedStates(2, tiers)
         longest = state_of("\U0001f600" * 1000, tiers)
         states.write(1, longest)
         assert states.all() == [None, longest]
@@ -68,10 +57,10 @@ def test_longest_state_of_all_tiers_fits() -> None:
 
 
 def test_too_long_state_is_reported_without_details_and_spares_its_neighbour() -> None:
-    states = shared_states(2)
+    states = SharedStates(2, tiers=1)
     states.write(1, state_of("b"))
     for _ in range(3):  # each of these is a sign of life
-        long = msgspec.structs.replace(state_of("\U0001f600" * 1000, findings=100), reported_at=time.monotonic())
+        long = msgspec.structs.replace(state_of("\U0001f600" * 1000, findings=1000), reported_at=time.monotonic())
         states.write(0, long)
         reported, neighbour = states.all()
         assert neighbour == state_of("b")
@@ -89,10 +78,8 @@ async def test_release_with_hundreds_of_long_rule_names_is_reported(memory: Memo
     reader = TieredReader({"memory": memory})
     await reader.tiers[0].follower.refresh()
 
-    states = shared_states(1)
+    states = SharedStates(1, tiers=1)
     states.write(0, Reporter(reader.tiers).state())
     (reported,) = states.of_tier("memory")
     assert reported.release is not None
-    *shown, others = reported.rules
-    assert all(name.startswith(rule) for name, rule in zip(names, shown, strict=False))
-    assert others == f"{len(names) - len(shown)} others"
+    assert reported.rules == tuple(names)

@@ -9,7 +9,7 @@ from uuid import uuid4
 import pytest
 
 from hotplate.serve.processes.readiness import Status, status_of_tiers
-from hotplate.serve.releases import follower
+from hotplate.serve.releases import missing_rows
 from hotplate.serve.tiers.reader import TieredReader
 from hotplate.stores.redis.store import RedisStore, open_url
 from hotplate.stores.store import Row
@@ -29,7 +29,7 @@ CATALOGUE_LOST = "the catalogue is not in this store any more"
 
 @pytest.fixture(autouse=True)
 def look_often(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setattr(follower, "MISSING_S", INTERVAL_S)
+    monkeypatch.setattr(missing_rows, "MISSING_S", INTERVAL_S)
     caplog.set_level(logging.INFO)
 
 

@@ -15,7 +15,6 @@ from hotplate.stores import lifecycle as life
 from hotplate.stores.catalogue import ReleaseId
 from tests.support.memory_store import MemoryStore
 from tests.support.remote import publish
-from tests.support.shared import table
 from tests.support.virtual import virtual
 
 TIER = "tier-0"
@@ -30,9 +29,8 @@ class SharedCanary:
         self.live = live
         self.canary = canary
         self.metrics = Metrics(3, [TIER])
-        shared = table(workers=2)
-        self.states = SharedStates(shared.records("states"))
-        self.comparisons = SharedComparisons(shared.records("comparisons"))
+        self.states = SharedStates(2, tiers=1)
+        self.comparisons = SharedComparisons(tiers=1)
         self.judge = self.admin()
 
     def admin(self) -> ReleaseJudge:

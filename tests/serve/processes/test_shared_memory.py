@@ -1,6 +1,5 @@
 """Shared memory: whatever a killed writer leaves, readers see the old record or the new one, and counts are kept."""
 
-import mmap
 import os
 import random
 import resource
@@ -18,8 +17,9 @@ from hypothesis import strategies as st
 
 from hotplate.serve.errors import ServiceMisused
 from hotplate.serve.metrics import LOOKUP_COUNTS, LOOKUPS, Metrics
-from hotplate.serve.processes.context import create_memory, regions
-from hotplate.serve.processes.shared_table import Kind, Records, RecordTooLarge, Region, SharedTable
+from hotplate.serve.processes.context import create_context
+from hotplate.serve.processes.shared_memory import Records, RecordTooLarge, shared_floats, shared_integers
+from hotplate.serve.processes.states import SharedStates
 from hotplate.serve.settings import ServiceSettings
 
 SIZE = 300
@@ -28,21 +28,6 @@ LARGE = 200_000
 
 VALUE = st.binary(min_size=1, max_size=SIZE)
 WRITTEN = st.lists(st.tuples(st.integers(0, ROWS - 1), st.binary(max_size=SIZE)), max_size=30)
-
-
-def records_of(size: int = SIZE, rows: int = ROWS) -> Records:
-    """Return records between two regions of numbers, which nothing may touch."""
-    return table_of(size, rows).records("records")
-
-
-def table_of(size: int = SIZE, rows: int = ROWS) -> SharedTable:
-    return SharedTable(
-        [
-            Region("before", Kind.UINT64, 5),
-            Region("records", Kind.RECORD, size, rows=rows),
-            Region("behind", Kind.FLOAT64, 7, rows=2),
-        ]
-    )
 
 
 @contextmanager
@@ -80,30 +65,20 @@ def number_of(value: bytes) -> int:
 
 @given(WRITTEN)
 def test_records_round_trip_without_touching_neighbours(written: list[tuple[int, bytes]]) -> None:
-    table = table_of()
-    before = table.numbers("before")
-    behind = table.numbers("behind")
-    for place in range(len(before)):
-        before[place] = 2**64 - 1
-    for place in range(len(behind)):
-        behind[place] = -1.5
-    records = table.records("records")
+    records = Records("records", SIZE, ROWS)
     expected: list[bytes | None] = [None] * ROWS
     for row, value in written:
         records.write(row, value)
         expected[row] = value or None
-        assert [table.records("records").read(number) for number in range(ROWS)] == expected
+        assert [records.read(number) for number in range(ROWS)] == expected
     records.clear(0)
     assert records.read(0) is None
-    assert set(before) == {2**64 - 1}
-    assert set(behind) == {-1.5}
 
 
 @given(st.lists(VALUE, max_size=3), VALUE, VALUE, st.data())
 def test_partial_write_leaves_the_old_record(earlier: list[bytes], old: bytes, new: bytes, data: st.DataObject) -> None:
-    region = Region("records", Kind.RECORD, SIZE)
-    memory = mmap.mmap(-1, region.bytes)
-    records = Records(memory, 0, region)
+    records = Records("records", SIZE)
+    memory = records.memory
     for value in (*earlier, old):
         records.write(0, value)
     before = memory[:]
@@ -123,7 +98,7 @@ def test_partial_write_leaves_the_old_record(earlier: list[bytes], old: bytes, n
 @pytest.mark.parametrize("size", [40, 5_000, LARGE])
 def test_readers_see_whole_records_of_writers_that_are_killed_at_any_time(size: int) -> None:
     """And never an older record after a newer one; a successor continues behind the last whole one."""
-    records = records_of(size, rows=1)
+    records = Records("records", size)
     pauses = random.Random(size)
     records.write(0, numbered(0, size))
     last = 0
@@ -154,58 +129,45 @@ def read_after(records: Records, last: int) -> int:
     return number
 
 
-def test_records_that_are_too_large_and_rows_that_do_not_exist_are_refused() -> None:
-    records = records_of()
+def test_records_that_are_too_large_are_refused() -> None:
+    records = Records("records", SIZE, ROWS)
     records.write(1, b"old")
-    with pytest.raises(RecordTooLarge, match=r"301 bytes do not fit into the shared region 'records'.*at most 300"):
+    with pytest.raises(RecordTooLarge, match=r"301 bytes do not fit into the shared record 'records'.*at most 300"):
         records.write(1, bytes(SIZE + 1))
-    for row in (-1, ROWS):
-        with pytest.raises(IndexError, match=f"has {ROWS} rows, and no row {row}"):
-            records.write(row, b"")
-        with pytest.raises(IndexError, match=f"no row {row}"):
-            records.read(row)
     assert [records.read(row) for row in range(ROWS)] == [None, b"old", None]
     records.write(1, bytes(SIZE))
     assert records.read(1) == bytes(SIZE)
 
 
-def test_invalid_table_declaration_is_refused() -> None:
-    with pytest.raises(ValueError, match="the same name"):
-        SharedTable([Region("twice", Kind.UINT32, 1), Region("twice", Kind.FLOAT64, 1)])
-    for size, rows in ((0, 1), (1, 0), (-1, 1)):
-        with pytest.raises(ValueError, match="'none' is empty"):
-            SharedTable([Region("none", Kind.UINT64, size, rows=rows)])
-    with pytest.raises(KeyError):
-        table_of().numbers("other")
-
-
-def test_counters_are_read_atomically_and_outlive_their_writer() -> None:
-    table = table_of()
-    own, other = table.numbers("before"), table.numbers("before")
-    high, low = 0xFFFFFFFF_00000000, 0x00000000_FFFFFFFF
-
+@pytest.mark.parametrize(
+    ("cells", "high", "low"),
+    [(shared_floats(5), 2.0**200, -(2.0**-200)), (shared_integers(5), 0xFFFF_0000, 0x0000_FFFF)],
+    ids=["floats", "integers"],
+)
+def test_counters_are_read_atomically_and_outlive_their_writer(
+    cells: "memoryview[float]", high: float, low: float
+) -> None:
     def write() -> None:
-        own[0] = high
-        own[0] = low
+        cells[0] = high
+        cells[0] = low
 
     with forked(write):
-        seen = {0}
+        seen: set[float] = {0}
         while not {high, low} <= seen:
-            seen |= {other[0] for _ in range(1000)}
+            seen |= {cells[0] for _ in range(1000)}
     assert seen == {0, high, low}
-    assert other[0] in (high, low)
+    assert cells[0] in (high, low)
 
 
 def test_counts_of_killed_workers_are_kept_and_continued() -> None:
-    table = SharedTable(regions(2, ["file"]))
-    metrics = Metrics(2, ["file"], table.numbers("metrics"))
+    metrics = Metrics(2, ["file"])
     last = 0.0
 
     def count_in_second_slot() -> None:
         own.count_lookup("personal", "hit")
 
     for _ in range(10):
-        own = Metrics(2, ["file"], table.numbers("metrics")).in_slot(1)
+        own = metrics.in_slot(1)
         with forked(count_in_second_slot):
             while total_of(metrics) < last + 100:
                 assert total_of(metrics) >= last
@@ -222,17 +184,16 @@ def total_of(metrics: Metrics) -> float:
 
 def test_missing_shared_memory_is_a_misuse_with_advice() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (4 << 30, hard))
+    resource.setrlimit(resource.RLIMIT_AS, (memory_kb("VmSize") + (64 << 10) << 10, hard))
     try:
-        with pytest.raises(ServiceMisused, match=r"\d{4} MiB of shared memory for 256 workers .* --workers"):
-            create_memory(ServiceSettings(("file:///x",), workers=256))
+        with pytest.raises(ServiceMisused, match=r"shared memory for 256 workers .* --workers"):
+            create_context(ServiceSettings(("file:///x",), workers=256))
     finally:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 def test_memory_is_bounded_and_old_large_records_are_returned() -> None:
-    table = SharedTable([Region("records", Kind.RECORD, 8 << 20, rows=2)])
-    records = table.records("records")
+    records = Records("records", 8 << 20, rows=2)
     before = shared_kb()
     for size in (8 << 20, 7 << 20, 8 << 20, 1, 8 << 20):
         records.write(0, bytes([7]) * size)
@@ -243,18 +204,22 @@ def test_memory_is_bounded_and_old_large_records_are_returned() -> None:
 
 def shared_kb() -> int:
     """Return the shared memory of this process."""
+    return memory_kb("RssShmem")
+
+
+def memory_kb(name: str) -> int:
+    """Return a figure of the memory of this process, as the system names it."""
     with open(f"/proc/{os.getpid()}/status") as file:  # noqa: PTH123
-        return next(int(line.split()[1]) for line in file if line.startswith("RssShmem:"))
+        return next(int(line.split()[1]) for line in file if line.startswith(f"{name}:"))
 
 
 @pytest.mark.parametrize(
     ("workers", "tiers"), [(1, ["file"]), (16, ["file", "redis"]), (256, ["a", "b", "c", "d", "e"])]
 )
 def test_declared_memory_is_not_allocated_for_any_size(workers: int, tiers: list[str]) -> None:
-    declared = regions(workers, tiers)
     before = shared_kb()
-    table = SharedTable(declared)
-    assert len(table.numbers("metrics")) % (workers + 1) == 0
-    assert table.records("states").rows == workers + 1
+    states = SharedStates(workers, len(tiers))
+    metrics = Metrics(workers + 1, tiers)
+    assert metrics.in_slot(workers).own_cells
     assert shared_kb() - before < 64
-    assert all(region.bytes % mmap.PAGESIZE == 0 for region in declared)
+    assert states.all() == [None] * workers
