@@ -197,8 +197,15 @@ class TierWalk:
     def _settle_from_memory(self, rows: Sequence[RowKey]) -> Sequence[RowKey]:
         for tier in self.tiers:
             calls, _ = self._calls(tier, rows)
+            unread = list[RowKey]()
+            for call in calls:
+                results = {row: tier.get(call.release, row.text) for row in call.rows}
+                in_memory = {row: result for row, result in results.items() if not isinstance(result, StoreError)}
+                if in_memory:
+                    self.deliver(RowsRead(Origin(tier, call.release), [*in_memory], [*in_memory.values()]))
+                unread += [row for row in call.rows if row not in in_memory]
             if calls:
-                return [row for call in calls for row in self._settle_nowait(tier, call)[0]]
+                return unread
         return rows
 
     def _calls(self, tier: Tier, rows: Sequence[RowKey]) -> tuple[Sequence[RowsOfRelease], Sequence[RowKey]]:
@@ -206,8 +213,7 @@ class TierWalk:
 
         There is a call for each release of a batch; the calls for other rows take at most `tier.keys_a_call`, and run
         at once. No row is read if the tier serves no release, or lacks `release`. While the circuit breaker is open,
-        because the store fails, rows in the cache are delivered, one row probes the store, and the others are read in
-        the next store.
+        because the store fails, one row probes the store, and the others are read in the next store.
         """
         if self.release is None:
             calls = tier.follower.grouped(rows)
@@ -215,17 +221,12 @@ class TierWalk:
             release = tier.follower.find(self.release)
             calls = [] if release is None else [RowsOfRelease(release, rows)]
         skipped = () if calls else rows
-        if self.is_batch:
+        if self.is_batch or not calls:
             return calls, skipped
 
         if tier.breaker.is_open:
-            points = list[RowsOfRelease]()
-            others = [*skipped]
-            for call in calls:
-                needs_io, remaining = self._settle_nowait(tier, call)
-                points += [RowsOfRelease(call.release, [row]) for row in needs_io]
-                others += remaining
-            return points[:1], [*others, *(point.rows[0] for point in points[1:])]
+            probe = calls[0].rows[0]
+            return [RowsOfRelease(calls[0].release, [probe])], [row for row in rows if row is not probe]
 
         size = tier.keys_a_call
         if len(rows) <= size:
@@ -295,19 +296,6 @@ class TierWalk:
         for row in call.rows:
             (absent if _is_missed(self.missed.get(row, ()), call.release) else unread).append(row)
         return unread, absent
-
-    def _settle_nowait(self, tier: Tier, call: RowsOfRelease) -> tuple[Sequence[RowKey], Sequence[RowKey]]:
-        """Settle the rows of a call that a tier has in memory.
-
-        Returns the rows that need I/O, and those to be read in the tiers after it.
-        """
-        unread, absent = self._divided(call)
-        results = {row: tier.get(call.release, row.text) for row in unread}
-        needs_io = [row for row, result in results.items() if isinstance(result, StoreError)]
-        for row in needs_io:
-            del results[row]
-        read = RowsRead(Origin(tier, call.release), [*results], [*results.values()])
-        return needs_io, [*absent, *(self._settle(read) if results else ())]
 
     def _share_s(self, until: float, tier_index: int) -> float:
         """Return the time for the tier at *tier_index*: an equal share of the time until *until*."""
