@@ -107,18 +107,18 @@ async def _compute_by_similar(
     known, the others as unknown. An error of a list is kept in the result, which is computed from the other lists.
     """
     read = await reader.lookups.read([RowKey(ITEM, item, name) for item in weights])
-    part = read.parts[-1]  # one tier and, as all rows are of items, one release
-    if part.origin is None:  # no store could be read; a few cached lists would not make a list
+    if any(part.origin is None for part in read.parts):  # no store could be read; a few cached lists make no list
         return _ComputedRow(None, None, 0)
 
     lists = dict[str, bytes]()
     failure: StoreError | None = None
-    for row, result in zip(part.rows, part.results, strict=True):
-        if isinstance(result, StoreError):
-            failure = failure or result
-        elif is_list(result):
-            lists[row.id] = result
+    for part in read.parts:  # of one tier and, as all rows are of items, one release
+        for row, result in zip(part.rows, part.results, strict=True):
+            if isinstance(result, StoreError):
+                failure = failure or result
+            elif is_list(result):
+                lists[row.id] = result
 
     items = await from_similar(lists, weights, n, *left_out)
     encoded = encode(items) if items else failure
-    return _ComputedRow(part.origin, encoded, len(lists))
+    return _ComputedRow(read.parts[-1].origin, encoded, len(lists))

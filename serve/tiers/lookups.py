@@ -11,7 +11,7 @@ There are two policies. They differ in what a tier's answer settles:
 
     rows          A list settles its row. After an error, the row is read in the next tier; after an absence, in the
                   next tier with another release. So are single rows, and rows of pages, in one release by its id.
-                  `Lookups.get_nowait` is the same for one row, without I/O.
+                  `get_nowait` is the same for one row, without I/O.
     batch         The rows of one request. The first tier that can be read settles all (`TierWalk.is_batch`).
 
 The time limits of a read from a remote store, in the order in which they are set:
@@ -124,6 +124,34 @@ def _is_missed(missed: Iterable[Origin], release: ServedRelease) -> bool:
     return any(origin.release.id == release.id for origin in missed)
 
 
+def get_nowait(
+    tiers: Sequence[Tier], row: RowKey, known: Origin | None = None, *, late: bool = False
+) -> tuple[Origin | None, bytes | None] | None:
+    """Read *row*, the key of a list, in the first tier that has it, without I/O; None if a tier needs I/O.
+
+    Returns where it is and its opened list or, without a list, the first tier that lacks it, if any could be read.
+    With *late*, tiers that need I/O are skipped. *known* is where the row is known to be absent.
+    """
+    missed = [] if known is None else [known]
+    for tier in tiers:
+        release = tier.follower.release_for(row)
+        if release is None or (missed and _is_missed(missed, release)):
+            continue
+
+        result = tier.get(release, row.text)
+        if isinstance(result, StoreError):  # also for a store that needs I/O
+            if late:
+                continue
+            return None
+
+        origin = Origin(tier, release)
+        if is_list(result):
+            return origin, result
+        missed.append(origin)
+
+    return missed[0] if missed else None, None
+
+
 @dataclass(kw_only=True)
 class TierWalk:
     """One walk of rows over tiers, within a deadline.
@@ -186,27 +214,16 @@ class TierWalk:
     def end(self, rows: Sequence[RowKey]) -> None:
         """Deliver rows that no tier has, with the first tier that lacks them, if any was read.
 
-        Of a batch, what the first tier with a release has in memory is delivered first.
+        Of a batch, what the first tier with a release has in memory is delivered.
         """
-        if self.is_batch:
-            rows = self._settle_from_memory(rows)
+        first_serving = [tier for tier in self.tiers if tier.follower.live is not None][:1]
         for row in rows:
             missed = self.missed.get(row)
-            self.deliver(RowsRead(missed[0] if missed else None, [row], [None]))
-
-    def _settle_from_memory(self, rows: Sequence[RowKey]) -> Sequence[RowKey]:
-        for tier in self.tiers:
-            calls, _ = self._calls(tier, rows)
-            unread = list[RowKey]()
-            for call in calls:
-                results = {row: tier.get(call.release, row.text) for row in call.rows}
-                in_memory = {row: result for row, result in results.items() if not isinstance(result, StoreError)}
-                if in_memory:
-                    self.deliver(RowsRead(Origin(tier, call.release), [*in_memory], [*in_memory.values()]))
-                unread += [row for row in call.rows if row not in in_memory]
-            if calls:
-                return unread
-        return rows
+            origin = missed[0] if missed else None
+            body: ReadResult = None
+            if self.is_batch:
+                origin, body = get_nowait(first_serving, row, late=True) or (None, None)
+            self.deliver(RowsRead(origin, [row], [body]))
 
     def _calls(self, tier: Tier, rows: Sequence[RowKey]) -> tuple[Sequence[RowsOfRelease], Sequence[RowKey]]:
         """Return the calls that read *rows* in a tier, and the rows that are not read in it.
@@ -320,33 +337,6 @@ class Lookups:
         """Of the policies, among them the followed releases, of the reads in `_waiting`."""
 
         self._reads = set[asyncio.Task[None]]()
-
-    def get_nowait(
-        self, row: RowKey, known: Origin | None = None, *, late: bool = False
-    ) -> tuple[Origin | None, bytes | None] | None:
-        """Read *row*, the key of a list, in the first tier that has it, without I/O; None if a tier needs I/O.
-
-        Returns where it is and its opened list or, without a list, the first tier that lacks it, if any could be read.
-        With *late*, tiers that need I/O are skipped. *known* is where the row is known to be absent.
-        """
-        missed = [] if known is None else [known]
-        for tier in self._tiers:
-            release = tier.follower.release_for(row)
-            if release is None or (missed and _is_missed(missed, release)):
-                continue
-
-            result = tier.get(release, row.text)
-            if isinstance(result, StoreError):  # also for a store that needs I/O
-                if late:
-                    continue
-                return None
-
-            origin = Origin(tier, release)
-            if is_list(result):
-                return origin, result
-            missed.append(origin)
-
-        return missed[0] if missed else None, None
 
     # Single rows
 

@@ -24,7 +24,7 @@ from hotplate.serve.releases.erasures import KnownErasures
 from hotplate.serve.releases.follower import Follower
 from hotplate.serve.releases.served import ServedRelease, TierRelease, load
 from hotplate.serve.tasks import log_defect
-from hotplate.serve.tiers.lookups import Lookups, RequestRead, RowsRead, caller_deadline, is_list
+from hotplate.serve.tiers.lookups import Lookups, RequestRead, RowsRead, caller_deadline, get_nowait, is_list
 from hotplate.serve.tiers.observer import StoreObserver
 from hotplate.serve.tiers.tier import LocalTier, Origin, RemoteTier, Tier
 from hotplate.stores.catalogue import ReleaseId
@@ -300,7 +300,7 @@ class TieredReader:
         if self._hides(row):
             return self.lists.hidden(row, fallback)
 
-        read = self.lookups.get_nowait(row, missed, late=late)
+        read = get_nowait(self.tiers, row, missed, late=late)
         if read is None:
             return None
         origin, body = read
