@@ -368,12 +368,6 @@ class Lookups:
         if spans:
             self._turn_spans.setdefault(row, []).extend(spans)
 
-    def leave(self, row: RowKey, waiter: Waiter) -> None:
-        """Deliver nothing to *waiter*, unless it waits for a release that was live before."""
-        waiters = self._waiting.get(row, [])
-        if waiter in waiters:
-            waiters.remove(waiter)
-
     async def close(self) -> None:
         """Wait for pending reads."""
         while self._turn or self._reads:

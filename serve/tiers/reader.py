@@ -1,9 +1,8 @@
 """Reading: from a user or an item to an encoded list, from tiers of stores within a deadline.
 
-All lists take one way: the rows that may be read, not those of hidden users, are looked up in the tiers (`lookups`,
-which names all time limits of a remote read), and the results become lists, or popular lists in their place
-(`encoded_lists`).
-`shaping` makes the items of an answer of a list.
+All lists take one way: rows are looked up in the tiers (`lookups`, which names all time limits of a remote read), and
+the results become lists, or popular lists in their place (`encoded_lists`). `shaping` makes the items of an answer of a
+list.
 """
 
 import asyncio
@@ -214,7 +213,7 @@ class TieredReader:
             raise unknown_list(name, release)
         return RowKey(kind, identifier, stored)
 
-    # Users who are denied or erased: their rows are not read
+    # Users who are denied or erased: their lists are not shown
 
     @property
     def hides_users(self) -> bool:
@@ -320,17 +319,11 @@ class TieredReader:
                 result.set_result((origin, body))
 
         self.lookups.add(row, take)
-        try:
+        with suppress(TimeoutError):  # after which the read goes on for other requests
             async with asyncio.timeout_at(caller_deadline()):
                 origin, body = await result
                 return self.lists.of_row(origin, row, body, fallback)
-        except TimeoutError:
-            self.lookups.leave(row, take)  # the read goes on for other requests
-
-        encoded = self.get_nowait(row, fallback, late=True)
-        if encoded is None:
-            encoded = self.lists.unread(row, fallback)
-        return encoded
+        return self.get_nowait(row, fallback, late=True) or self.lists.unread(row, fallback)
 
     # Lists of many users
 
