@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import orjson
 from aiohttp import web
 
-from hotplate.serve.settings import printable
+from hotplate.serve.log_lines import printable
 
 CONTENT_TYPE = "application/problem+json"
 CLOSE = {"Connection": "close"}

@@ -14,7 +14,7 @@ its arm A is the live release, its arm B the canary, and each may get newer rele
 
 from dataclasses import astuple, dataclass, field, replace
 from enum import StrEnum
-from typing import Annotated, Literal, NamedTuple, NewType, Self
+from typing import Annotated, Literal, NamedTuple, NewType
 
 from msgspec import Meta
 from xxhash import xxh3_64_hexdigest, xxh3_64_intdigest
@@ -261,12 +261,6 @@ class Catalogue:
         committed = [entry for entry in self.committed if entry.id == release]
         drafts = [entry for entry in self.releases if entry.id == release and entry.state is State.DRAFT]
         return next(reversed(committed or drafts), None)
-
-    def with_only(self, release: ReleaseId) -> Self:
-        """Return a catalogue in which this release is live, in whatever state it is, and no other is named."""
-        entry = self.get(release)
-        releases = () if entry is None else (replace(entry, state=State.LIVE),)
-        return replace(self, releases=releases, canary=None, experiment=None)
 
     def find(self, release: ReleaseId) -> Release:
         """Return the result of `get`; ReleaseNotFound instead of None."""

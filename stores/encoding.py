@@ -197,14 +197,14 @@ def cut_without(body: bytes, n: int, *left_out: IdTest) -> bytes:
     return SEPARATOR.join(lines)
 
 
-def with_fields(items: bytes, fields: Collection[str], tails: Mapping[bytes, bytes]) -> bytes:
+def with_fields(items: bytes, fields: Collection[str], tail_of: Callable[[bytes], bytes]) -> bytes:
     """Return a list with the id and those of ALL_ITEM_FIELDS that are in *fields*, and more fields of each item.
 
-    *tails* has these, encoded as `,"price":5`, by `encode_id`; its lookup of an id may compute them.
+    *tail_of* returns these, encoded as `,"price":5`, by `encode_id`.
     """
     more = b"".join(b"%b" if name in fields else b"%.0b" for name in ALL_ITEM_FIELDS[1:])
     line = b'{"id":%b' + more + b"%b}"
-    return SEPARATOR.join([line % (*found, tails[found[0]]) for found in _FIELDS.findall(items)])
+    return SEPARATOR.join([line % (*found, tail_of(found[0])) for found in _FIELDS.findall(items)])
 
 
 def encode_id(identifier: str) -> bytes:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from hotplate.base.recommendations import ITEM_FIELDS, Recommendations
 from hotplate.cli.terminal import StoreUrl, err, print_result, run_on_store, store_url_or_default, table
 from hotplate.serve.errors import ServiceMisused
-from hotplate.serve.settings import LOGS, ServiceSettings, configure_logging, read_telemetry
+from hotplate.serve.log_lines import configure_logging
+from hotplate.serve.settings import LOGS, ServiceSettings, read_telemetry
 from hotplate.stores.catalogue import ReleaseId
 from hotplate.stores.encoding import USER, check_id
 from hotplate.stores.options import Argument, Flag

@@ -18,7 +18,7 @@ from hotplate.serve.api.schemas import BatchBody, NoQuery, UserPage
 from hotplate.serve.errors import FoldInFull
 from hotplate.serve.lists.baskets import compute_list
 from hotplate.serve.lists.encoded_lists import EncodedList
-from hotplate.serve.lists.options import FILTERED, PreviewSelection, Selection
+from hotplate.serve.lists.options import FILTERED, PreviewSelection
 from hotplate.serve.lists.paging import parse_cursor
 from hotplate.serve.lists.requests import ListAnswer, ListRequest, answer_list, read_lists, shape_list
 from hotplate.serve.lists.shaping import MAX_AGE_S, Shaper
@@ -270,29 +270,16 @@ def results(requests: Sequence[ListRequest], lists: Sequence[EncodedList], shape
     """Yield the answer for each user of a batch as a JSON object: the user's id, the origin of the list, and its items.
 
     *lists* are those that were read for *requests*, in the same order. *shaper* removes the items that a request
-    excludes or that its user has consumed, and cuts the list. Parts that are equal for several users are made once.
+    excludes or that its user has consumed, and cuts the list.
     """
     heads = dict[tuple[str, int], bytes]()  # the members between a user and their items
-    popular_items = dict[tuple[str, int, Selection], bytes]()
     for request, encoded in zip(requests, lists, strict=True):
-        members = b'"user":%b,' % orjson.dumps(request.id)
         origin = encoded.status, id(encoded.release)
         if origin not in heads:
             heads[origin] = b'"status":"%b",%b' % (encoded.status.encode(), list_head(encoded))
-
-        if request.after is not None:  # a page of a list
-            page = shape_list(shaper, request, encoded)
-            members += _paging_members(page)
-            items = page.items
-        elif encoded.status == "ok" or shaper.consumed_by(request.id) is not None:
-            items = shaper.shape(encoded, request.selection, user=request.id)
-        else:  # the popular list, of which nothing is hidden from this user
-            key = (*origin, request.selection)
-            if key not in popular_items:
-                popular_items[key] = shaper.shape(encoded, request.selection)
-            items = popular_items[key]
-
-        yield list_body(members, heads[origin], items)
+        answer = shape_list(shaper, request, encoded)
+        subject = b'"user":%b,%b' % (orjson.dumps(request.id), _paging_members(answer))
+        yield list_body(subject, heads[origin], answer.items)
 
 
 def _accepts_msgpack(accept: str) -> bool:

@@ -23,10 +23,8 @@ MAX_BODY_BYTES = 1 << 20
 # Limits of error texts in characters: of a value, and in total.
 SHOWN_CHARS = 40
 MAX_REFUSAL_CHARS = 200
-MAX_DIGITS = 9
-# Number of cached queries, and their maximum length.
-REMEMBERED = 1024
-REMEMBERED_CHARS = 256
+# Number of cached queries of a route, each of up to 16 KiB.
+REMEMBERED = 256
 
 AnyStruct = TypeVar("AnyStruct", bound=Struct)
 
@@ -40,18 +38,12 @@ class QueryParser(Generic[AnyStruct]):
         """*route* is the name in error texts; it refuses the fields of *query* that *without* names."""
         self._query = query
         self._route = route
-        self._default = query()
         defaults = {field.encode_name: field.default for field in msgspec.structs.fields(query)}
         self._defaults = {name: default for name, default in defaults.items() if name not in without}
-        """By name; the type of a default tells how its parameter is read."""
+        """By name; that of a parameter which is a list of ids is a tuple."""
 
-        self._remembered: Callable[[str], AnyStruct] = lru_cache(REMEMBERED)(self._parse)
-
-    def parse(self, raw: str) -> AnyStruct:
-        """Return the parameters; raises Problem for unknown, repeated and invalid ones."""
-        if not raw:
-            return self._default
-        return self._remembered(raw) if len(raw) <= REMEMBERED_CHARS else self._parse(raw)
+        self.parse: Callable[[str], AnyStruct] = lru_cache(REMEMBERED)(self._parse)
+        """Returns the parameters of a raw query; raises Problem for unknown, repeated and invalid ones."""
 
     def _parse(self, raw: str) -> AnyStruct:
         """Parse a raw query string, as `n=10&exclude=a,b`, into the record of the route's parameters.
@@ -68,10 +60,11 @@ class QueryParser(Generic[AnyStruct]):
                 raise bad_parameter(_with_known_fields(unknown, self._route, self._defaults))
             if name in values:
                 raise bad_parameter(f"{name[:SHOWN_CHARS]} is given twice; give it once")
-            values[name] = _read_value(raw_value, name, self._defaults[name])
+            is_list = isinstance(self._defaults[name], tuple)
+            values[name] = _split_ids(raw_value, name) if is_list else _decoded(raw_value, name)
 
         try:
-            query = msgspec.convert(values, self._query)
+            query = msgspec.convert(values, self._query, strict=False)  # numbers are text
         except msgspec.ValidationError as error:
             raise _invalid_value(error, self._route, self._defaults) from None
         _check_ids_of(query)
@@ -203,19 +196,6 @@ def _decoded(raw: str, what: str) -> str:
         return unquote_to_bytes(raw.replace("+", " ")).decode()
     except UnicodeError:
         raise bad_parameter(f"{what} in the query is not percent-encoded UTF-8") from None
-
-
-def _read_value(raw: str, name: str, default: object) -> object:
-    """Decode the value of a parameter to the type of its *default*: ids, a number or text.
-
-    What is no number is returned as text, which msgspec refuses.
-    """
-    if isinstance(default, tuple):
-        return _split_ids(raw, name)
-    text = _decoded(raw, name)
-    if isinstance(default, int) and text.isascii() and text.isdecimal() and len(text) <= MAX_DIGITS:
-        return int(text)
-    return text
 
 
 def _split_ids(raw: str, name: str) -> tuple[str, ...]:

@@ -16,7 +16,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable
 from contextvars import Context
 from enum import Enum
-from functools import partial
 from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING, cast
@@ -161,7 +160,7 @@ class Connection(asyncio.Protocol, asyncio.Transport):
         self.state = OPENING
         self.transport: asyncio.Transport | None = None
         self._is_tls = False
-        self._handshake: asyncio.Task[object] | None = None
+        self._handshake: asyncio.Task[None] | None = None
         self.since = monotonic()
         """When the current request or closing began, or the previous request was answered."""
         self._server = server
@@ -180,26 +179,21 @@ class Connection(asyncio.Protocol, asyncio.Transport):
 
         The handshake of TLS runs in a task, so that a newer connection can cancel it if there are too many.
         """
-        loop = asyncio.get_running_loop()
-        tls = None
-        handshake_timeout_s = None
-        if certificate is not None:
-            tls = certificate.context
-            handshake_timeout_s = HANDSHAKE_S
-        self._handshake = loop.create_task(
-            loop.connect_accepted_socket(lambda: self, accepted, ssl=tls, ssl_handshake_timeout=handshake_timeout_s)
-        )
-        self._handshake.add_done_callback(partial(self._end_handshake, accepted))
+        self._handshake = asyncio.get_running_loop().create_task(self._open(accepted, certificate))
 
-    def _end_handshake(self, accepted: socket.socket, handshake: "asyncio.Task[object]") -> None:
-        self._handshake = None  # its result has this connection: a cycle
-        if handshake.cancelled():
+    async def _open(self, accepted: socket.socket, certificate: Certificate | None) -> None:
+        tls = None if certificate is None else certificate.context
+        timeout_s = None if certificate is None else HANDSHAKE_S
+        loop = asyncio.get_running_loop()
+        try:
+            await loop.connect_accepted_socket(lambda: self, accepted, ssl=tls, ssl_handshake_timeout=timeout_s)
+        except asyncio.CancelledError:
             accepted.close()  # it gave way to a newer connection
-            return
-        error = handshake.exception()
-        if error is not None:
-            log.debug("a connection could not be served", exc_info=error)
+        except Exception:
+            log.debug("a connection could not be served", exc_info=True)
             self._server.open.pop(self, None)
+        finally:
+            self._handshake = None  # a cycle
 
     def _change_state(self, state: State) -> None:
         if state is not CLOSED and state not in TRANSITIONS[self.state]:

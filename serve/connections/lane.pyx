@@ -798,9 +798,9 @@ cdef class Lane:
     cdef bint _denies_items
     # Whether a list may lose items with time.
     cdef bint _has_expiries
-    # The last release of which a list may lose items, and the times at which they leave.
+    # The last release of which a list may lose items, and when an item of it leaves.
     cdef object _expiring
-    cdef object _expiries
+    cdef object _expiry
     # Where rows are read without the reader; None if it must read them.
     cdef _LocalRelease _local
     # Whether each row of the default list needs I/O, so that the reader need not be asked before.
@@ -1151,19 +1151,19 @@ cdef class Lane:
         True, too, if an item does not begin with its id, so that it cannot be told.
         """
         cdef double until = time() + (0 if route.place == RECOMMENDATIONS else MAX_AGE_S)
-        cdef object expiries
+        cdef object expiry
         cdef Span identifier
         if release is not self._expiring:
             self._expiring = release
-            self._expiries = release.filters.under(self._deny_list.current.overrides).expiries
-        expiries = self._expiries
-        if expiries is None:
+            self._expiry = release.filters.under(self._deny_list.current.overrides).expiry
+        expiry = self._expiry
+        if expiry is None:
             return False
         while items.start < items.end:
             if not _skip(&items, b'{"id":', 6):
                 return True
             identifier = _take_text(&items)
-            if identifier.end == NULL or <double>expiries[_bytes(identifier)] <= until:
+            if identifier.end == NULL or <double>expiry(_bytes(identifier)) <= until:
                 return True
             _until(&items, 10)  # the line feed between items
             if items.start == identifier.end:  # after the last one

@@ -37,7 +37,7 @@ class _ComputedRow(NamedTuple):
     """As if it were a row: the items encoded; without any, None, or the failure of a list of similar items."""
 
     known: int
-    unknown: int
+    """Number of different items of the basket from which it was computed."""
 
 
 class _LeftOut(NamedTuple):
@@ -76,7 +76,8 @@ async def compute_list(
 
     fallback = row.popular(selection.segment)
     encoded = reader.lists.of_row(computed.origin, row, computed.result, fallback, "fold-in")
-    return FoldedIn(reader.lists.named(selection.list, encoded), computed.known, computed.unknown)
+    different = len({item for item, _ in items})
+    return FoldedIn(reader.lists.named(selection.list, encoded), computed.known, different - computed.known)
 
 
 async def _compute_by_factors(
@@ -93,7 +94,7 @@ async def _compute_by_factors(
         if known:
             found = await reader.folding.recommend(release.factors, known, n, *left_out)
         encoded = encode(found) if found else None
-        return _ComputedRow(Origin(tier, release), encoded, len(known), len(weights) - len(known))
+        return _ComputedRow(Origin(tier, release), encoded, len(known))
     return None
 
 
@@ -106,18 +107,18 @@ async def _compute_by_similar(
     known, the others as unknown. An error of a list is kept in the result, which is computed from the other lists.
     """
     read = await reader.lookups.read([RowKey(ITEM, item, name) for item in weights])
-    part = read.parts[-1]  # one tier and, as all rows are of items, one release
-    if part.origin is None:  # no store could be read; a few cached lists would not make a list
-        return _ComputedRow(None, None, 0, len(weights))
+    if any(part.origin is None for part in read.parts):  # no store could be read; a few cached lists make no list
+        return _ComputedRow(None, None, 0)
 
     lists = dict[str, bytes]()
     failure: StoreError | None = None
-    for row, result in zip(part.rows, part.results, strict=True):
-        if isinstance(result, StoreError):
-            failure = failure or result
-        elif is_list(result):
-            lists[row.id] = result
+    for part in read.parts:  # of one tier and, as all rows are of items, one release
+        for row, result in zip(part.rows, part.results, strict=True):
+            if isinstance(result, StoreError):
+                failure = failure or result
+            elif is_list(result):
+                lists[row.id] = result
 
     items = await from_similar(lists, weights, n, *left_out)
     encoded = encode(items) if items else failure
-    return _ComputedRow(part.origin, encoded, len(lists), len(weights) - len(lists))
+    return _ComputedRow(read.parts[-1].origin, encoded, len(lists))

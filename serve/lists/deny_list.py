@@ -107,10 +107,6 @@ def parse_overrides(content: bytes) -> DenyList:
     per attribute (an empty value overrides nothing), and perhaps `deny`, which denies the item: `item,price,deny`, then
     `7,9.99,` and `8,,true`. Raises DenyListInvalid, also for more than MAX_OVERRIDES rows or values.
     """
-    line_ends = max(content.count(b"\n"), content.count(b"\r"))
-    if line_ends > MAX_OVERRIDES + 1:  # a table has a header, too
-        raise _too_many_overrides()
-
     values = dict[str, dict[bytes, str]]()
     """Overriding values, by attribute and by item."""
 
@@ -118,7 +114,7 @@ def parse_overrides(content: bytes) -> DenyList:
     count = 0  # of values
     number = 0  # of the row, for errors
     try:
-        for number, row in _paced(_override_rows(content)):  # noqa: B007 -- for errors
+        for number, row in _paced(_override_rows(content)):
             cells = _cells_of(row)
             item = encode_id(check_id(cells.pop("item")))
             if DENIED[cells.pop("deny", "").lower()]:
@@ -127,8 +123,10 @@ def parse_overrides(content: bytes) -> DenyList:
                 if value:
                     values.setdefault(attribute, {})[item] = sys.intern(value)
                     count += 1
-            if count > MAX_OVERRIDES:
-                raise _too_many_overrides()
+            if max(number, count) > MAX_OVERRIDES:
+                raise DenyListInvalid(
+                    f"it has over {MAX_OVERRIDES:,} rows or values; publish the item attributes again"
+                )
     except (ValueError, LookupError, AttributeError, StoreMisused, csv.Error):
         where = f"row {number}" if number else "the header"
         raise DenyListInvalid(
@@ -159,10 +157,6 @@ def _cells_of(row: str | dict[str, str]) -> dict[str, str]:
     """Return the texts of a row by column; raises ValueError, or AttributeError for too many cells."""
     cells = _decode_row(row) if isinstance(row, str) else row
     return {name.strip(): _text_of(cell) for name, cell in cells.items()}
-
-
-def _too_many_overrides() -> DenyListInvalid:
-    return DenyListInvalid(f"it has over {MAX_OVERRIDES:,} rows or values; publish the item attributes again")
 
 
 def _text_of(cell: str | float | list[str] | None) -> str:

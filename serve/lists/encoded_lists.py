@@ -1,6 +1,6 @@
 """Encoded lists: from the result of a read to the list that was read, or to a popular list in its place."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain
 
 import msgspec
@@ -9,7 +9,7 @@ from hotplate.serve.api.schemas import Status
 from hotplate.serve.errors import NotReady, UnknownList
 from hotplate.serve.metrics import ERROR, HIT, MISS, Metrics
 from hotplate.serve.releases.served import ServedRelease, TierRelease
-from hotplate.serve.tiers.lookups import RowsRead, is_list
+from hotplate.serve.tiers.lookups import is_list
 from hotplate.serve.tiers.tier import Origin, Tier
 from hotplate.stores.encoding import EVERYBODY, ITEM, NO_OFFSET, POPULAR, USER, RowKey, is_empty
 from hotplate.stores.errors import StoreError
@@ -170,27 +170,6 @@ class EncodedLists:
         source = source or SOURCES[row.kind]
         origin.tier.count_lookup(origin.release, source, HIT, row.kind)
         return EncodedList(origin.tier.name, origin.release, source, result, fallback=fallback)
-
-    def of_request(self, parts: Sequence[RowsRead], fallbacks: Mapping[str, RowKey]) -> dict[str, EncodedList]:
-        """Return the lists of a request's rows, all of users or all of items, by their id, like `of_row`.
-
-        *fallbacks* are the keys of the popular lists, by the name of the list. All hits of a part are counted at once.
-        """
-        lists = dict[str, EncodedList]()
-        for part in parts:
-            origin = part.origin
-            hits = 0
-            source = SOURCES[part.rows[0].kind]
-            for row, result in zip(part.rows, part.results, strict=True):
-                fallback = fallbacks[row.list]
-                if origin is not None and is_list(result):
-                    hits += 1
-                    lists[row.id] = EncodedList(origin.tier.name, origin.release, source, result, fallback=fallback)
-                else:
-                    lists[row.id] = self.of_row(origin, row, result, fallback)  # counted there
-            if origin is not None:
-                origin.tier.count_lookup(origin.release, source, HIT, part.rows[0].kind, hits)
-        return lists
 
 
 def unknown_list(name: str, release: ServedRelease) -> UnknownList:

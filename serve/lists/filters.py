@@ -12,10 +12,10 @@ import operator
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
+from functools import lru_cache, partial
 from math import inf, isfinite
 from time import time
-from typing import Any, NamedTuple, Self, TypeVar
+from typing import Any, NamedTuple, Self
 
 import msgspec
 
@@ -25,13 +25,12 @@ from hotplate.stores.attributes import EXPIRES, Column, ItemAttributes, Value
 from hotplate.stores.encoding import NO_OFFSET, IdTest, cut_without
 from hotplate.stores.errors import StoreMisused
 
-K = TypeVar("K")
-V = TypeVar("V")
-
 MAX_VALUES = 100
-# Remembered for each release: conditions and popular lists under them, and which items fail (about 7 MB).
-MAX_BOUND = 256
-MAX_EXAMINED = 65_536
+# Remembered for each release: conditions and popular lists under them; which items fail each, and the times at which
+# items leave (some 15 MB in all).
+MAX_CONDITIONS = 32
+MAX_ITEMS = 2048
+MAX_EXPIRIES = 16_384
 MAX_POPULAR = 1000  # items of a list
 
 _STRING = r'"(?:[^"\\]|\\.)*+"'
@@ -117,23 +116,6 @@ def _attribute(attributes: ItemAttributes, name: str, overrides: Overrides) -> _
             f"items have no attribute {name!r} in this release; they have {', '.join(attributes.columns)}"
         )
     return _Attribute(column, overrides.get(name, {}))
-
-
-class Remembered(dict[K, V]):
-    """What was computed, by what it was computed from."""
-
-    def __init__(self, compute: Callable[[K], V], may_remember: Callable[[], bool] = lambda: True) -> None:
-        """*may_remember*: whether there is room to remember one more."""
-        super().__init__()
-        self._compute = compute
-        self._may_remember = may_remember
-
-    def __missing__(self, key: K) -> V:
-        """Compute it, and remember it if there is room."""
-        value = self._compute(key)
-        if self._may_remember():
-            self[key] = value
-        return value
 
 
 def rejected_by(attributes: ItemAttributes, where: str, overrides: Overrides = NO_OVERRIDES) -> IdTest:
@@ -230,19 +212,6 @@ def limited_by(attributes: ItemAttributes, per: str, overrides: Overrides) -> Id
     return is_full
 
 
-class _Room:
-    """Room to remember what was found out of items."""
-
-    def __init__(self) -> None:
-        self.examined = 0
-        """Items that were examined, for one condition or several."""
-
-    def take(self) -> bool:
-        """Count one more examined item, and return whether there is room to remember it."""
-        self.examined += 1
-        return self.examined <= MAX_EXAMINED
-
-
 class ReleaseFilters:
     """Filters of one release under overrides, and its popular lists under them, which are remembered."""
 
@@ -257,46 +226,44 @@ class ReleaseFilters:
     def _begin(self, overrides: Overrides) -> None:
         """Forget what was remembered."""
         self._overrides = overrides
-        self._room = _Room()
-        self.rejected = Remembered(self._rejected_by)
-        """What a `where` leaves out; StoreMisused if it is invalid, or the release has no attributes."""
+        self.rejected = lru_cache(MAX_CONDITIONS)(self._rejected_by)
+        """Returns what a `where` leaves out; StoreMisused if it is invalid, or the release has no attributes."""
 
-        self.shown = Remembered(self._shown_of)
-        """The values of attributes, by their names, for answers: encoded, by item.
+        self.shown = lru_cache(MAX_CONDITIONS)(self._shown_of)
+        """Returns the values of attributes, by their names, for answers: a function of an item, which encodes them.
 
         They are empty for a release without attributes, or whose attributes could not be read.
         """
 
-        self.popular = Remembered(self._filtered)
-        """Opened popular lists under a `where`; as `rejected`."""
+        self.popular = lru_cache(MAX_CONDITIONS)(self._filtered)
+        """Returns an opened popular list under a `where`; as `rejected`."""
 
-        self.expiries: Mapping[bytes, float] | None = None
-        """Unix times at which items leave all lists, by id; None for a release whose items stay."""
+        self.expiry: Callable[[bytes], float] | None = None
+        """Returns the Unix time at which an item leaves all lists, by its id; None for a release whose items stay."""
 
         if self._attributes is not None and self.has_expiries:
             attribute = _attribute(self._attributes, EXPIRES, overrides)
-            self.expiries = Remembered(partial(_expiry, self._attributes, attribute), self._room.take)
+            self.expiry = lru_cache(MAX_EXPIRIES)(partial(_expiry, self._attributes, attribute))
 
     def under(self, overrides: Overrides) -> Self:
-        """Return the filters under these overrides; if those have changed, or too much is remembered, start anew."""
-        bound = len(self.rejected) + len(self.shown) + len(self.popular)
-        if overrides is not self._overrides or self._room.examined > MAX_EXAMINED or bound > MAX_BOUND:
+        """Return the filters under these overrides."""
+        if overrides is not self._overrides:
             self._begin(overrides)
         return self
 
     def expired(self) -> IdTest | None:
         """Return whether an item has left all lists by now; None for a release whose items stay."""
-        if self.expiries is None:
+        expiry = self.expiry
+        if expiry is None:
             return None
-        expiries = self.expiries
         now = time()
-        return lambda identifier: expiries[identifier] <= now
+        return lambda identifier: expiry(identifier) <= now
 
     def all_stay(self, identifiers: Iterable[bytes], within_s: float) -> bool:
         """Return whether none of the items has left all lists, or will *within_s* seconds."""
-        if self.expiries is None:
+        if self.expiry is None:
             return True
-        return min(map(self.expiries.__getitem__, identifiers), default=inf) > time() + within_s
+        return min(map(self.expiry, identifiers), default=inf) > time() + within_s
 
     def limited(self, per: str) -> IdTest:
         """Return whether the group of an item is full, as `brand:1` says: `limited_by`; raises as `rejected`."""
@@ -304,18 +271,17 @@ class ReleaseFilters:
 
     def _rejected_by(self, where: str) -> IdTest:
         is_rejected = rejected_by(self._required("where"), where, self._overrides)
-        return Remembered(is_rejected, self._room.take).__getitem__
+        return lru_cache(MAX_ITEMS)(is_rejected)
 
-    def _filtered(self, key: tuple[bytes, str]) -> bytes:
-        body, where = key
-        return NO_OFFSET + cut_without(body, MAX_POPULAR, self.rejected[where])
+    def _filtered(self, body: bytes, where: str) -> bytes:
+        return NO_OFFSET + cut_without(body, MAX_POPULAR, self.rejected(where))
 
-    def _shown_of(self, names: tuple[str, ...]) -> Mapping[bytes, bytes]:
+    def _shown_of(self, names: tuple[str, ...]) -> Callable[[bytes], bytes]:
         attributes = self._attributes
         shown = dict[str, _Attribute]()
         if attributes is not None:
             shown = {name: _attribute(attributes, name, self._overrides) for name in names}
-        return Remembered(partial(_encoded_values, attributes, shown), self._room.take)
+        return lru_cache(MAX_ITEMS)(partial(_encoded_values, attributes, shown))
 
     def _required(self, option: str) -> ItemAttributes:
         if self._attributes is None:

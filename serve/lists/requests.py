@@ -65,7 +65,7 @@ async def answer_list(reader: TieredReader, shaper: Shaper, request: ListRequest
     encoded: EncodedList | None = None
     if request.after is not None:
         continued = await _read_continued(reader, [request])
-        encoded = continued.get(request)
+        encoded = continued.get(0)
     if encoded is None:  # in the release that is served to the user
         wanted = request.selection
         encoded = await reader.read(request.kind, request.id, wanted.segment, wanted.list)
@@ -111,19 +111,13 @@ async def read_lists(reader: TieredReader, requests: Sequence[ListRequest]) -> l
     still can be. All others are read together, in the release that is served to each user.
     """
     lists = await _read_continued(reader, requests)
-    remaining = requests
-    if lists:
-        remaining = [request for request in requests if request not in lists]
-
-    read = list[EncodedList]()
+    remaining = [number for number in range(len(requests)) if number not in lists]
     if remaining:
-        users = [request.id for request in remaining]
-        wanted = remaining[0].selection
+        users = [requests[number].id for number in remaining]
+        wanted = requests[0].selection
         read = await reader.personal_many(users, wanted.segment, wanted.list)
-    if not lists:
-        return read
-    lists.update(zip(remaining, read, strict=True))
-    return [lists[request] for request in requests]
+        lists.update(zip(remaining, read, strict=True))
+    return [lists[number] for number in range(len(requests))]
 
 
 def shape_list(shaper: Shaper, request: ListRequest, encoded: EncodedList) -> ListAnswer:
@@ -149,23 +143,24 @@ def shape_list(shaper: Shaper, request: ListRequest, encoded: EncodedList) -> Li
     return ListAnswer(encoded, page.items, page.next, restarted=is_restarted)
 
 
-async def _read_continued(reader: TieredReader, requests: Sequence[ListRequest]) -> dict[ListRequest, EncodedList]:
-    """Return the lists of the requests that continue a page.
+async def _read_continued(reader: TieredReader, requests: Sequence[ListRequest]) -> dict[int, EncodedList]:
+    """Return the lists of the requests that continue a page, by the number of the request.
 
     A request continues a page if it has the cursor of the page before, which names a release. The list is read in that
     release. It is not returned if it cannot be read there, or if the cursor is of another list.
     """
-    by_release = dict[str, list[ListRequest]]()
-    for request in requests:
+    by_release = dict[str, list[int]]()
+    for number, request in enumerate(requests):
         if request.after is not None:
-            by_release.setdefault(request.after.release, []).append(request)
+            by_release.setdefault(request.after.release, []).append(number)
 
-    continued = dict[ListRequest, EncodedList]()
-    for release, continuing in by_release.items():
-        rows = [RowKey(request.kind, request.id) for request in continuing]
-        wanted = continuing[0].selection  # all have the same segment and list name
+    continued = dict[int, EncodedList]()
+    for release, numbers in by_release.items():
+        rows = [RowKey(requests[number].kind, requests[number].id) for number in numbers]
+        wanted = requests[0].selection  # all have the same segment and list name
         lists = await reader.in_release(release, rows, wanted.segment, wanted.list)
-        for request, encoded in zip(continuing, lists, strict=True):
-            if encoded is not None and request.after is not None and request.after.continues(encoded):
-                continued[request] = encoded
+        for number, encoded in zip(numbers, lists, strict=True):
+            cursor = requests[number].after
+            if encoded is not None and cursor is not None and cursor.continues(encoded):
+                continued[number] = encoded
     return continued

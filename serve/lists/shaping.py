@@ -144,8 +144,8 @@ class Shaper:
             return cut_without(source.body, n, *left_out)
         filters = self._filters_of(release)
         if source.is_popular:  # which is kept under each `where`
-            return cut_without(filters.popular[source.body, source.where], n, *left_out)
-        return cut_without(source.body, n, filters.rejected[source.where], *left_out)
+            return cut_without(filters.popular(source.body, source.where), n, *left_out)
+        return cut_without(source.body, n, filters.rejected(source.where), *left_out)
 
     def may_be_kept(self, release: ServedRelease, items: bytes) -> bool:
         """Return whether none of the items of an answer expires while a cache may keep it, for MAX_AGE_S."""
@@ -173,8 +173,8 @@ class Shaper:
                 f"fields: items of this release have {', '.join((*ITEM_FIELDS, *shown))}, and no {unknown!r}"
             )
 
-        tails = release.filters.under(self._deny_list.current.overrides).shown[tuple(wanted)]
-        return with_fields(items, selection.field_names, tails)
+        tail_of = release.filters.under(self._deny_list.current.overrides).shown(tuple(wanted))
+        return with_fields(items, selection.field_names, tail_of)
 
     def _listed_beside(
         self, encoded: EncodedList, selection: Selection, beside: Collection[str], *, is_filled: bool
@@ -192,7 +192,7 @@ class Shaper:
         """Raise StoreMisused for invalid conditions of `else`; raises as `_filters_of`, too."""
         filters = self._filters_of(release)
         try:
-            filters.rejected[conditions]  # raises it
+            filters.rejected(conditions)  # raises it
         except StoreMisused as error:
             raise StoreMisused(f"else: {error}") from None
 

@@ -20,7 +20,7 @@ from threading import RLock
 
 import msgspec
 
-from hotplate.serve.settings import printable
+from hotplate.serve.log_lines import printable
 
 log = logging.getLogger(__name__)
 

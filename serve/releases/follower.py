@@ -8,7 +8,6 @@ import logging
 import random
 import time
 from collections.abc import Callable, Sequence
-from copy import copy
 from dataclasses import dataclass, replace
 from math import inf
 from typing import TYPE_CHECKING
@@ -85,28 +84,20 @@ class Follower:
         *,
         verdict: Verdict = lambda _: None,
         fold_in: "FoldIn | None" = None,
-        previewed: "Follower | None" = None,
     ) -> None:
-        """*verdict* stops a worse canary; by default, none is stopped. *fold_in* loads item factors.
-
-        *previewed* follows the same store for a service: users who are erased there are hidden here, too, and a release
-        that is only looked at here is not logged as live.
-        """
+        """*verdict* stops a worse canary; by default, none is stopped. *fold_in* loads item factors."""
         self.live = None
         self.followed_canary = FollowedCanary()
         self.previous: ServedRelease | None = None
         """The release that was live before, for pages of its lists; without item factors."""
-        self.erasures: KnownErasures = KnownErasures() if previewed is None else copy(previewed.erasures)
+        self.erasures = KnownErasures()
         self.last_error: str | None = None
         """Why the store cannot be read or followed."""
         self.attempted = asyncio.Event()
         """Set after the first read of the store or its failure."""
-        self.ready = asyncio.Event()
-        """Set once a release is served."""
         self._reader = reader
         self._verdict = verdict
         self._fold_in = fold_in
-        self._is_preview = previewed is not None
         self._followed: Catalogue | None = None
         self._confirmed_at = time.monotonic()
         """When a read of the store last agreed with the followed catalogue."""
@@ -493,9 +484,7 @@ class Follower:
         self._keep_open(self.releases)
 
         if release is not None and is_new:
-            self.ready.set()
-            if not self._is_preview:
-                log.info("release %s is live", release.id, extra={"release": release.id})
+            log.info("release %s is live", release.id, extra={"release": release.id})
             if release.damaged:
                 log.warning("release %s is %s", release.id, counted(release.damaged))
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Literal, Self
 
 import orjson
 
+from hotplate.serve.log_lines import timestamp
 from hotplate.serve.metrics import METHODS, OTHER
-from hotplate.serve.settings import timestamp
 from hotplate.serve.telemetry.records import RequestRecord
 from hotplate.stores.encoding import length_of
 

@@ -11,7 +11,7 @@ There are two policies. They differ in what a tier's answer settles:
 
     rows          A list settles its row. After an error, the row is read in the next tier; after an absence, in the
                   next tier with another release. So are single rows, and rows of pages, in one release by its id.
-                  `Lookups.get_nowait` is the same for one row, without I/O.
+                  `get_nowait` is the same for one row, without I/O.
     batch         The rows of one request. The first tier that can be read settles all (`TierWalk.is_batch`).
 
 The time limits of a read from a remote store, in the order in which they are set:
@@ -124,6 +124,34 @@ def _is_missed(missed: Iterable[Origin], release: ServedRelease) -> bool:
     return any(origin.release.id == release.id for origin in missed)
 
 
+def get_nowait(
+    tiers: Sequence[Tier], row: RowKey, known: Origin | None = None, *, late: bool = False
+) -> tuple[Origin | None, bytes | None] | None:
+    """Read *row*, the key of a list, in the first tier that has it, without I/O; None if a tier needs I/O.
+
+    Returns where it is and its opened list or, without a list, the first tier that lacks it, if any could be read.
+    With *late*, tiers that need I/O are skipped. *known* is where the row is known to be absent.
+    """
+    missed = [] if known is None else [known]
+    for tier in tiers:
+        release = tier.follower.release_for(row)
+        if release is None or (missed and _is_missed(missed, release)):
+            continue
+
+        result = tier.get(release, row.text)
+        if isinstance(result, StoreError):  # also for a store that needs I/O
+            if late:
+                continue
+            return None
+
+        origin = Origin(tier, release)
+        if is_list(result):
+            return origin, result
+        missed.append(origin)
+
+    return missed[0] if missed else None, None
+
+
 @dataclass(kw_only=True)
 class TierWalk:
     """One walk of rows over tiers, within a deadline.
@@ -186,28 +214,23 @@ class TierWalk:
     def end(self, rows: Sequence[RowKey]) -> None:
         """Deliver rows that no tier has, with the first tier that lacks them, if any was read.
 
-        Of a batch, what the first tier with a release has in memory is delivered first.
+        Of a batch, what the first tier with a release has in memory is delivered.
         """
-        if self.is_batch:
-            rows = self._settle_from_memory(rows)
+        first_serving = [tier for tier in self.tiers if tier.follower.live is not None][:1]
         for row in rows:
             missed = self.missed.get(row)
-            self.deliver(RowsRead(missed[0] if missed else None, [row], [None]))
-
-    def _settle_from_memory(self, rows: Sequence[RowKey]) -> Sequence[RowKey]:
-        for tier in self.tiers:
-            calls, _ = self._calls(tier, rows)
-            if calls:
-                return [row for call in calls for row in self._settle_nowait(tier, call)[0]]
-        return rows
+            origin = missed[0] if missed else None
+            body: ReadResult = None
+            if self.is_batch:
+                origin, body = get_nowait(first_serving, row, late=True) or (None, None)
+            self.deliver(RowsRead(origin, [row], [body]))
 
     def _calls(self, tier: Tier, rows: Sequence[RowKey]) -> tuple[Sequence[RowsOfRelease], Sequence[RowKey]]:
         """Return the calls that read *rows* in a tier, and the rows that are not read in it.
 
         There is a call for each release of a batch; the calls for other rows take at most `tier.keys_a_call`, and run
         at once. No row is read if the tier serves no release, or lacks `release`. While the circuit breaker is open,
-        because the store fails, rows in the cache are delivered, one row probes the store, and the others are read in
-        the next store.
+        because the store fails, one row probes the store, and the others are read in the next store.
         """
         if self.release is None:
             calls = tier.follower.grouped(rows)
@@ -215,17 +238,12 @@ class TierWalk:
             release = tier.follower.find(self.release)
             calls = [] if release is None else [RowsOfRelease(release, rows)]
         skipped = () if calls else rows
-        if self.is_batch:
+        if self.is_batch or not calls:
             return calls, skipped
 
         if tier.breaker.is_open:
-            points = list[RowsOfRelease]()
-            others = [*skipped]
-            for call in calls:
-                needs_io, remaining = self._settle_nowait(tier, call)
-                points += [RowsOfRelease(call.release, [row]) for row in needs_io]
-                others += remaining
-            return points[:1], [*others, *(point.rows[0] for point in points[1:])]
+            probe = calls[0].rows[0]
+            return [RowsOfRelease(calls[0].release, [probe])], [row for row in rows if row is not probe]
 
         size = tier.keys_a_call
         if len(rows) <= size:
@@ -296,19 +314,6 @@ class TierWalk:
             (absent if _is_missed(self.missed.get(row, ()), call.release) else unread).append(row)
         return unread, absent
 
-    def _settle_nowait(self, tier: Tier, call: RowsOfRelease) -> tuple[Sequence[RowKey], Sequence[RowKey]]:
-        """Settle the rows of a call that a tier has in memory.
-
-        Returns the rows that need I/O, and those to be read in the tiers after it.
-        """
-        unread, absent = self._divided(call)
-        results = {row: tier.get(call.release, row.text) for row in unread}
-        needs_io = [row for row, result in results.items() if isinstance(result, StoreError)]
-        for row in needs_io:
-            del results[row]
-        read = RowsRead(Origin(tier, call.release), [*results], [*results.values()])
-        return needs_io, [*absent, *(self._settle(read) if results else ())]
-
     def _share_s(self, until: float, tier_index: int) -> float:
         """Return the time for the tier at *tier_index*: an equal share of the time until *until*."""
         return max(0.0, until - loop_time()) / (len(self.tiers) - tier_index)
@@ -332,33 +337,6 @@ class Lookups:
         """Of the policies, among them the followed releases, of the reads in `_waiting`."""
 
         self._reads = set[asyncio.Task[None]]()
-
-    def get_nowait(
-        self, row: RowKey, known: Origin | None = None, *, late: bool = False
-    ) -> tuple[Origin | None, bytes | None] | None:
-        """Read *row*, the key of a list, in the first tier that has it, without I/O; None if a tier needs I/O.
-
-        Returns where it is and its opened list or, without a list, the first tier that lacks it, if any could be read.
-        With *late*, tiers that need I/O are skipped. *known* is where the row is known to be absent.
-        """
-        missed = [] if known is None else [known]
-        for tier in self._tiers:
-            release = tier.follower.release_for(row)
-            if release is None or (missed and _is_missed(missed, release)):
-                continue
-
-            result = tier.get(release, row.text)
-            if isinstance(result, StoreError):  # also for a store that needs I/O
-                if late:
-                    continue
-                return None
-
-            origin = Origin(tier, release)
-            if is_list(result):
-                return origin, result
-            missed.append(origin)
-
-        return missed[0] if missed else None, None
 
     # Single rows
 
@@ -389,12 +367,6 @@ class Lookups:
         spans = sampled_requests.get()  # of this request, if it is traced
         if spans:
             self._turn_spans.setdefault(row, []).extend(spans)
-
-    def leave(self, row: RowKey, waiter: Waiter) -> None:
-        """Deliver nothing to *waiter*, unless it waits for a release that was live before."""
-        waiters = self._waiting.get(row, [])
-        if waiter in waiters:
-            waiters.remove(waiter)
 
     async def close(self) -> None:
         """Wait for pending reads."""

@@ -1,36 +1,36 @@
 """Reading: from a user or an item to an encoded list, from tiers of stores within a deadline.
 
-All lists take one way: the rows that may be read, not those of hidden users, are looked up in the tiers (`lookups`,
-which names all time limits of a remote read), and the results become lists, or popular lists in their place
-(`encoded_lists`).
-`shaping` makes the items of an answer of a list.
+All lists take one way: rows are looked up in the tiers (`lookups`, which names all time limits of a remote read), and
+the results become lists, or popular lists in their place (`encoded_lists`). `shaping` makes the items of an answer of a
+list.
 """
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import asynccontextmanager, suppress
+from copy import copy
 from functools import partial
 from types import TracebackType
-from typing import Self, TypeVar, cast
+from typing import Self, TypeVar
 
-from hotplate.base.timing import loop_time
 from hotplate.serve.errors import UnknownList
 from hotplate.serve.lists.deny_list import DenyListFile
-from hotplate.serve.lists.encoded_lists import EncodedList, EncodedLists, unknown_list
+from hotplate.serve.lists.encoded_lists import SOURCES, EncodedList, EncodedLists, unknown_list
 from hotplate.serve.lists.fold_in import FoldIn
-from hotplate.serve.metrics import Metrics
+from hotplate.serve.metrics import HIT, Metrics
 from hotplate.serve.releases.comparison import OwnComparisons, SharedComparisons
+from hotplate.serve.releases.erasures import KnownErasures
 from hotplate.serve.releases.follower import Follower
-from hotplate.serve.releases.served import ServedRelease, TierRelease
+from hotplate.serve.releases.served import ServedRelease, TierRelease, load
 from hotplate.serve.tasks import log_defect
-from hotplate.serve.tiers.lookups import Lookups, RequestRead, RowsRead, caller_deadline
+from hotplate.serve.tiers.lookups import Lookups, RequestRead, RowsRead, caller_deadline, get_nowait, is_list
 from hotplate.serve.tiers.observer import StoreObserver
 from hotplate.serve.tiers.tier import LocalTier, Origin, RemoteTier, Tier
-from hotplate.stores.catalogue import Catalogue, ReleaseId, ReleaseRef
+from hotplate.stores.catalogue import ReleaseId
 from hotplate.stores.concurrency import end_tasks
 from hotplate.stores.connect import connect
 from hotplate.stores.encoding import EVERYBODY, OVERALL, POPULAR, USER, RowKey
-from hotplate.stores.errors import ReleaseNotFound, StoreUnavailable
+from hotplate.stores.errors import ReleaseNotFound, StoreError, StoreUnavailable
 from hotplate.stores.options import BUDGET_S
 from hotplate.stores.store import Reader, ReadResult
 
@@ -38,28 +38,35 @@ T = TypeVar("T")
 
 # How long a start waits for silent stores.
 FIRST_READ_S = 2.0
+READY_POLL_S = 0.01
 # The time for opening a preview, and the budget of a request in it.
 PREVIEW_S = 10.0
 
 
-class _PreviewedStore:
-    """An open store in whose catalogue one release is live, whatever its state."""
+class _PreviewFollower(Follower):
+    """Follows nothing, and shows one release of a store, whatever its state."""
 
-    def __init__(self, reader: Reader, catalogue: Catalogue, release: ReleaseId) -> None:
-        self._reader = reader
-        self._catalogue = catalogue.with_only(release)
+    def __init__(self, reader: Reader, erasures: KnownErasures) -> None:
+        """*erasures* are those that the service knows, even if the store has lost them."""
+        super().__init__(reader)
+        self.erasures = copy(erasures)
 
-    def __getattr__(self, name: str) -> object:
-        return getattr(self._reader, name)
+    async def show(self, release: ReleaseId) -> StoreError | None:
+        """Load a release; return why it cannot be shown, if so."""
+        try:
+            catalogue = await self._reader.catalogue()
+            await self.erasures.update(self._reader, catalogue)
+            entry = catalogue.find(release)
+        except StoreError as error:
+            return error
+        try:
+            self.live = await load(self._reader, entry, None)
+        except StoreError as error:
+            return ReleaseNotFound(f"release {release} cannot be read, maybe as its draft is not sealed: {error}")
+        return None
 
-    async def catalogue(self) -> Catalogue:
-        return self._catalogue
-
-    def keep_open(self, releases: Sequence[ReleaseRef]) -> None:
-        """Leave those open that the service serves."""
-
-    async def close(self) -> None:
-        """Leave the store open."""
+    async def refresh(self) -> None:
+        """Follow no other release, if this one is gone."""
 
 
 class TieredReader:
@@ -80,13 +87,13 @@ class TieredReader:
         kept: TierRelease | None = None,
         warm: bool = False,
         comparisons: SharedComparisons | None = None,
-        previewed: Mapping[str, Follower] | None = None,
+        followers: Mapping[str, Follower] | None = None,
     ) -> None:
         """*stores* or their URLs are by tier name, in reading order; remote ones get equal parts of *cache_bytes*.
 
         *fold_in* loads item factors. *kept* provides popular lists while no tier serves a release. *warm* reads local
-        releases into memory first. *comparisons* stop worse releases; without them, this judges them. *previewed* are
-        the followers of the service, by tier name, in a preview. Raises StoreMisused for an invalid URL, and for
+        releases into memory first. *comparisons* stop worse releases; without them, this judges them. *followers*, by
+        tier name, are others than those of the live releases. Raises StoreMisused for an invalid URL, and for
         *fold_in* without numpy.
         """
         self.metrics = metrics or Metrics(1, list(stores))
@@ -99,12 +106,10 @@ class TieredReader:
         remote = sum(not store.is_local for store in readers.values())
         self.tiers = list[Tier]()
         for name, store in readers.items():
-            follower = Follower(
-                store,
-                verdict=partial(judge.finding, name),
-                fold_in=self.folding,
-                previewed=None if previewed is None else previewed[name],
-            )
+            if followers is None:
+                follower = Follower(store, verdict=partial(judge.finding, name), fold_in=self.folding)
+            else:
+                follower = followers[name]
             if store.is_local:
                 self.tiers.append(LocalTier(name, store, self.metrics, follower))
             else:
@@ -148,34 +153,21 @@ class TieredReader:
         It has separate metrics, caches and breakers. Raises ReleaseNotFound if the release can be read in no store, and
         StoreUnavailable, also after PREVIEW_S.
         """
-        async with AsyncExitStack() as stack:
-            try:
-                async with asyncio.timeout(PREVIEW_S):
-                    reader = await self._previewing(release)
-                    stack.push_async_callback(reader.close)
-                    await asyncio.gather(*(tier.follower.refresh() for tier in reader.tiers))
-            except TimeoutError:
-                raise StoreUnavailable(f"the stores could not be read in {PREVIEW_S:.0f} s") from None
-            if reader.first_live is None:
-                reason = reader.lists.not_ready()
-                raise ReleaseNotFound(f"release {release} cannot be read, maybe as its draft is not sealed: {reason}")
-            yield reader
+        followers = {tier.name: _PreviewFollower(tier.reader, tier.follower.erasures) for tier in self.tiers}
+        try:
+            async with asyncio.timeout(PREVIEW_S):
+                problems = await asyncio.gather(*(follower.show(release) for follower in followers.values()))
+        except TimeoutError:
+            raise StoreUnavailable(f"the stores could not be read in {PREVIEW_S:.0f} s") from None
+        if None not in problems:
+            raise next(filter(None, problems))
 
-    async def _previewing(self, release: ReleaseId) -> Self:
-        """Return the reader of a preview, which has not read the release yet; raises as `preview`."""
-        catalogues = await asyncio.gather(*(tier.reader.catalogue() for tier in self.tiers))
-        if not any(catalogue.get(release) for catalogue in catalogues):
-            catalogues[0].find(release)  # raises ReleaseNotFound
-        stores = {
-            tier.name: _PreviewedStore(tier.reader, catalogue, release)
-            for tier, catalogue in zip(self.tiers, catalogues, strict=True)
-        }
-        return type(self)(
-            cast("Mapping[str, Reader]", stores),
-            budget_s=PREVIEW_S,
-            deny_list=self.deny_list,
-            previewed={tier.name: tier.follower for tier in self.tiers},
-        )
+        stores = {tier.name: tier.reader for tier in self.tiers}
+        reader = type(self)(stores, budget_s=PREVIEW_S, deny_list=self.deny_list, followers=followers)
+        try:
+            yield reader
+        finally:
+            await reader.lookups.close()
 
     async def wait_until_attempted(self, timeout_s: float) -> None:
         """Wait *timeout_s* at most until each store was read or failed."""
@@ -186,14 +178,11 @@ class TieredReader:
 
     async def wait_until_ready(self, timeout_s: float) -> None:
         """Wait until a tier serves a release; raises NotReady after *timeout_s*."""
-        deadline = loop_time() + timeout_s
-        await self.wait_until_attempted(min(FIRST_READ_S, timeout_s))
-        waits = [asyncio.create_task(tier.follower.ready.wait()) for tier in self.tiers]
-        try:
-            left_s = max(0.0, deadline - loop_time())
-            await asyncio.wait(waits, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            await end_tasks(*waits)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self.wait_until_attempted(FIRST_READ_S)
+                while self.first_live is None:  # noqa: ASYNC110 -- any of several stores ends it
+                    await asyncio.sleep(READY_POLL_S)
         if self.first_live is None:
             raise self.lists.not_ready()
 
@@ -224,7 +213,7 @@ class TieredReader:
             raise unknown_list(name, release)
         return RowKey(kind, identifier, stored)
 
-    # Users who are denied or erased: their rows are not read
+    # Users who are denied or erased: their lists are not shown
 
     @property
     def hides_users(self) -> bool:
@@ -282,15 +271,11 @@ class TieredReader:
         if not origins:
             return [None] * len(rows)
 
-        first = origins[0]
-        fallback = _popular_row(first.release, segment, name)
+        fallback = _popular_row(origins[0].release, segment, name)
         stored_rows = [RowKey(row.kind, row.id, fallback.list) for row in dict.fromkeys(rows)]
-        hidden = self._hidden_of(stored_rows)
-        shown = [row for row in stored_rows if row not in hidden]
-        read = await self.lookups.read(shown, release=release, tiers=[origin.tier for origin in origins])
-
+        read = await self.lookups.read(stored_rows, release=release, tiers=[origin.tier for origin in origins])
         parts = [part for part in read.parts if part.origin is not None]
-        lists = self._lists_of(parts, dict.fromkeys(hidden, first), {fallback.list: fallback}, name)
+        lists = self._lists_of(parts, {fallback.list: fallback}, name)
         return [lists.get(row.id) for row in rows]
 
     def _with_release(self, release_id: str, name: str) -> list[Origin]:
@@ -314,7 +299,7 @@ class TieredReader:
         if self._hides(row):
             return self.lists.hidden(row, fallback)
 
-        read = self.lookups.get_nowait(row, missed, late=late)
+        read = get_nowait(self.tiers, row, missed, late=late)
         if read is None:
             return None
         origin, body = read
@@ -334,17 +319,11 @@ class TieredReader:
                 result.set_result((origin, body))
 
         self.lookups.add(row, take)
-        try:
+        with suppress(TimeoutError):  # after which the read goes on for other requests
             async with asyncio.timeout_at(caller_deadline()):
                 origin, body = await result
                 return self.lists.of_row(origin, row, body, fallback)
-        except TimeoutError:
-            self.lookups.leave(row, take)  # the read goes on for other requests
-
-        encoded = self.get_nowait(row, fallback, late=True)
-        if encoded is None:
-            encoded = self.lists.unread(row, fallback)
-        return encoded
+        return self.get_nowait(row, fallback, late=True) or self.lists.unread(row, fallback)
 
     # Lists of many users
 
@@ -361,36 +340,39 @@ class TieredReader:
 
         # Keys of the popular lists, by the name of the list in keys: releases may store it under other names.
         fallbacks = {row.list: row.popular(segment) for row in rows}
-        hidden = self._hidden_of(rows)
-        shown = [row for row in rows if row not in hidden] if hidden else rows
-        read = await self.lookups.read(shown, users=len(users))
+        read = await self.lookups.read(rows, users=len(users))
         if must_read:
             self._check_read(read)
-        beside = {row: _origin_beside(row, read) for row in hidden}
-        lists = self._lists_of(read.parts, beside, fallbacks, name)
+        lists = self._lists_of(read.parts, fallbacks, name)
         return [lists[user] for user in users]
 
     def _lists_of(
-        self,
-        parts: Sequence[RowsRead],
-        hidden: Mapping[RowKey, Origin | None],
-        fallbacks: Mapping[str, RowKey],
-        name: str,
+        self, parts: Sequence[RowsRead], fallbacks: Mapping[str, RowKey], name: str
     ) -> dict[str, EncodedList]:
-        """Return the lists of a request, by the id of the user or the item; see `EncodedLists.of_request`.
+        """Return the lists of a request's rows, all of users or all of items, by their id.
 
-        *hidden* are the rows of hidden users, and where they would have been read.
+        *fallbacks* are the keys of the popular lists, by the name of the list. Hidden users get them, too, whatever was
+        read.
         """
-        lists = self.lists.of_request(parts, fallbacks)
-        for row, origin in hidden.items():
-            lists[row.id] = self.lists.hidden(row, fallbacks[row.list], origin)
-        if not name:
-            return lists
-        return {identifier: self.lists.named(name, encoded) for identifier, encoded in lists.items()}
-
-    def _hidden_of(self, rows: Sequence[RowKey]) -> frozenset[RowKey]:
-        """Return those of *rows* that are of hidden users."""
-        return frozenset(filter(self._hides, rows)) if self.hides_users else frozenset()
+        hides_users = self.hides_users
+        lists = dict[str, EncodedList]()
+        for part in parts:
+            origin = part.origin
+            hits = 0
+            source = SOURCES[part.rows[0].kind]
+            for row, result in zip(part.rows, part.results, strict=True):
+                fallback = fallbacks[row.list]
+                if hides_users and self._hides(row):
+                    encoded = self.lists.hidden(row, fallback, origin)
+                elif origin is not None and is_list(result):
+                    encoded = EncodedList(origin.tier.name, origin.release, source, result, fallback=fallback)
+                    hits += 1
+                else:
+                    encoded = self.lists.of_row(origin, row, result, fallback)  # counted there
+                lists[row.id] = self.lists.named(name, encoded) if name else encoded
+            if origin is not None:  # counted at once, as there may be thousands
+                origin.tier.count_lookup(origin.release, source, HIT, part.rows[0].kind, hits)
+        return lists
 
     def _row_in_batch(self, user: str, name: str) -> RowKey:
         """Return the key in the release that is served to the user; if that lacks the list, as in the live one."""
@@ -407,22 +389,6 @@ class TieredReader:
         self.live_id()  # raises NotReady
         if read.failure is not None or self.first_live is None:
             raise StoreUnavailable("no store can be read for now") from read.failure
-
-
-def _origin_beside(row: RowKey, read: RequestRead) -> Origin | None:
-    """Return where a hidden user's row would have been read beside others, if anything was read.
-
-    Releases are compared by their role, because another one may have gone live while the others were read.
-    """
-    origins = [part.origin for part in read.parts if part.origin is not None]
-    if not origins:
-        return None
-    tier = origins[0].tier
-    release = tier.follower.release_for(row)
-    if release is None:
-        return None
-    of_its_role = (origin for origin in origins if origin.release.role == release.role)
-    return next(of_its_role, Origin(tier, release))
 
 
 def _popular_row(release: ServedRelease, segment: str, name: str) -> RowKey:

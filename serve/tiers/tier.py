@@ -152,7 +152,8 @@ class Tier(ABC):
         outcome = "error"
         try:
             results = await call()
-            self._check_number(results, keys)
+            if len(results) != len(keys):
+                raise StoreDefect(f"{self.name} returned {len(results)} results for {len(keys)} keys")  # noqa: TRY301 -- counted below
             outcome = "ok"
         except ReleaseNotFound:
             outcome = "gone"
@@ -165,11 +166,6 @@ class Tier(ABC):
             self._observe_read(self.metrics.store[self.name, "get_many", outcome], perf_counter() - started, release)
 
         return self._decoded(release, keys, results)
-
-    def _check_number(self, results: Sequence[ReadResult], keys: Sequence[str]) -> None:
-        """Raise StoreDefect unless the store has returned a result per key."""
-        if len(results) != len(keys):
-            raise StoreDefect(f"{self.name} returned {len(results)} results for {len(keys)} keys")
 
     def _observe_read(self, cell: int, took_s: float, release: ServedRelease) -> None:
         """Count a read in the histogram that begins at *cell*; also by role while two releases are compared."""

@@ -193,6 +193,24 @@ async def test_a_preview_of_a_store_that_hangs_is_given_up(memory: MemoryStore, 
     assert asyncio.get_running_loop().time() - began < 11
 
 
+class Unreadable(RemoteStore):
+    """A store whose catalogue cannot be read."""
+
+    async def catalogue(self) -> Catalogue:
+        raise StoreUnavailable("gone")
+
+
+async def test_a_preview_needs_one_of_several_stores(memory: MemoryStore) -> None:
+    ready = await publish(memory, [Row("popular:", a_list("p")), Row("user:1", a_list("a"))], live=False)
+    reader = TieredReader({"gone": Unreadable(MemoryStore()), "memory": memory})
+    async with reader.preview(ready) as preview:
+        answer = await preview.read(USER, "1")
+        assert (answer.tier, answer.release.id, answer.source) == ("memory", ready, "personal")
+    with pytest.raises(StoreUnavailable, match="gone"):
+        async with TieredReader({"gone": Unreadable(MemoryStore())}).preview(ready):
+            pass
+
+
 def test_the_command_looks_at_a_release(folder: Path, releases: dict[str, str]) -> None:
     store = ("--store", f"file://{folder / 'store'}")
     for mark, release in releases.items():

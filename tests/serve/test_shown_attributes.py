@@ -180,5 +180,5 @@ def test_any_name_that_publish_takes_can_be_asked_for(tmp_path: Path) -> None:
 def test_numbers_of_any_size_are_shown(text: str, value: float | None) -> None:
     rows, _ = encode_attributes(["a"], {"price": [7.0]})
     filters = ReleaseFilters(ItemAttributes(b"".join(row.value for row in rows)))
-    shown = filters.under({"price": {b'"a"': text}}).shown["price",][b'"a"']
+    shown = filters.under({"price": {b'"a"': text}}).shown(("price",))(b'"a"')
     assert json.loads(b"{" + shown[1:] + b"}").get("price") == value

@@ -99,6 +99,17 @@ def test_text_is_no_number_beside_any_n(n: str, members: str, sentence: str) -> 
     assert parse_fold_in(f'{{"n": {n}, "items": ["1"]}}'.encode()).n == 5
 
 
+@pytest.mark.parametrize("raw", ["n=3", "n=3.0", "n=%33"])
+def test_a_whole_number_is_taken_as_in_a_body(raw: str) -> None:
+    assert PARSER.parse(raw).n == 3
+
+
+@pytest.mark.parametrize("raw", ["n=", "n=3.5", "n=true", "n=-1", "n=3x", "n=%D9%A3"])
+def test_other_text_is_no_count(raw: str) -> None:
+    with pytest.raises(Problem, match="n cannot be used: expected `int`"):
+        PARSER.parse(raw)
+
+
 def test_route_refuses_parameters_of_other_routes() -> None:
     with pytest.raises(
         Problem, match=r"`segment`; GET /v1/similar/\{item\} takes n, exclude, where, else, per, fields"

@@ -270,16 +270,16 @@ def test_conditions_follow_the_live_release(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("most", [0, 2, 1_000])
 def test_filter_cache_changes_no_answer(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
-    monkeypatch.setattr(filters, "MAX_EXAMINED", most)
-    monkeypatch.setattr(filters, "MAX_BOUND", most)
+    monkeypatch.setattr(filters, "MAX_ITEMS", most)
+    monkeypatch.setattr(filters, "MAX_CONDITIONS", most)
     filters_of_release = ReleaseFilters(TABLE)
     body = encode([Item(id=item) for item in IDS])
     for overrides in ({}, {"price": {encode_id("i0"): "15"}}):
         for where in ("price<25", "colour:red", "price<25", "price>=30") * 2:
             kept = [item for item in IDS if not rejected_by(TABLE, where, overrides)(encode_id(item))]
-            rejected = filters_of_release.under(overrides).rejected[where]
+            rejected = filters_of_release.under(overrides).rejected(where)
             assert [item for item in IDS * 2 if not rejected(encode_id(item))] == kept * 2
-            popular = filters_of_release.under(overrides).popular[body, where]
+            popular = filters_of_release.under(overrides).popular(body, where)
             assert [item["id"] for item in decode(popular[4:])] == kept
 
 
@@ -446,7 +446,7 @@ def test_overrides_with_arrays_keep_their_texts() -> None:
     )
     filters_of_release = ReleaseFilters(table).under(parse_overrides(lines).overrides)
     kept = {
-        where: [item for item in IDS if not filters_of_release.rejected[where](encode_id(item))]
+        where: [item for item in IDS if not filters_of_release.rejected(where)(encode_id(item))]
         for where in ('category:"sale|50"', "category:sale|a", "category:men", 'colour:"red|blue"')
     }
     assert kept == {

@@ -605,8 +605,9 @@ async def test_release_is_warmed_before_serving_with_a_time_limit(
     first = await publish(store, "first")
     async with following(store, warm=True) as follower:
         await asyncio.sleep(store.warm_s - 1)
-        assert (follower.ready.is_set(), follower.attempted.is_set()) == (False, False)
-        await asyncio.wait_for(follower.ready.wait(), 60)
+        assert (follower.live, follower.attempted.is_set()) == (None, False)
+        await asyncio.wait_for(follower.attempted.wait(), 60)
+        assert follower.live is not None
         assert f"release {first} was brought into memory in 5.0 s" in caplog.text
         store.warm_s = 2 * WARM_S
         second = await publish(store, "second")
@@ -659,7 +660,7 @@ async def test_processes_stagger_remote_release_loads_except_for_the_first(memor
     followers = [Follower(RemoteStore(memory)) for _ in range(20)]
     started = clock()
     tasks = [asyncio.create_task(follower.run()) for follower in followers]
-    await asyncio.gather(*(follower.ready.wait() for follower in followers))
+    await asyncio.gather(*(follower.attempted.wait() for follower in followers))
     assert clock() == started
     second = await publish(memory, "second")
     loaded_at = set[float]()

@@ -136,8 +136,7 @@ class Model:
         briefs = list[Brief]()
         for user in users:
             if user in self.hidden:
-                is_read = readable and not self.hidden.issuperset(users)
-                tier = readable[0] if is_read else 0
+                tier = readable[0] if readable else 0
                 briefs.append(self._brief(tier, self.release_of(tier, user), "unknown"))
             elif readable:
                 release = self.release_of(readable[0], user)
@@ -149,12 +148,10 @@ class Model:
     def in_release(self, release: ReleaseId, user: int) -> Brief | None:
         """Return the answer of the first tier with the release that can read the row, or None."""
         tiers = [number for number, tier in enumerate(self.tiers) if tier.follower.find(release) is not None]
-        if user in self.hidden:
-            return self._brief(tiers[0], release, "unknown") if tiers else None
         for tier in tiers:
             outcome = self.outcome(tier, release, user)
             if outcome != "error":
-                return self._brief(tier, release, outcome)
+                return self._brief(tier, release, "unknown" if user in self.hidden else outcome)
         return None
 
     def _brief(self, tier: int, release: ReleaseId, outcome: str) -> Brief:
