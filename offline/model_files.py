@@ -25,7 +25,7 @@ from hotplate.offline.input.pairs import UserItems
 from hotplate.offline.model import DataDescription, Description, Model
 from hotplate.offline.train.blend import Blend, BlendParams
 from hotplate.offline.train.engine import Params, Ranker, engine_of, params_from, spec_of
-from hotplate.offline.train.popularity import Popular
+from hotplate.offline.train.popularity import Popular, Recency
 from hotplate.offline.train.ranking import RecentWeights
 from hotplate.offline.train.similar import Similar
 
@@ -110,13 +110,6 @@ def _read_ranker(path: Path, params: Params, shape: tuple[int, int], prefix: str
         return Blend(tuple(_read_ranker(path, part, shape, f"{engine_of(part)}.") for part in params.parts), params)
 
     users, items = shape
-    recent = None
-    recency = params.recency
-    if recency is not None:
-        # Earlier versions wrote float32, and 0 for what that cannot hold.
-        factors = np.maximum(_read_array(path, f"{prefix}recent", items).astype(np.float64), np.finfo(np.float64).tiny)
-        recent = RecentWeights(np.log(factors).astype(np.float32), recency.gamma)
-
     spec = spec_of(params)
     arrays = dict[str, Any]()
     for array in spec.arrays:
@@ -126,8 +119,17 @@ def _read_ranker(path: Path, params: Params, shape: tuple[int, int], prefix: str
         else:
             arrays[array.name] = _read_array(path, name, users if array.is_by_user else items)
 
+    recent = None
+    if params.recency is not None:
+        recent = _read_recent(_read_array(path, f"{prefix}recent", items), params.recency)
     ranker: Ranker = spec.restored(arrays, params, recent)
     return ranker
+
+
+def _read_recent(factors: Array, recency: Recency) -> RecentWeights:
+    """Return the weights by the *factors* of items. Earlier versions wrote float32, and 0 for what that cannot hold."""
+    logs = np.log(np.maximum(factors.astype(np.float64), np.finfo(np.float64).tiny))
+    return RecentWeights(logs.astype(np.float32), recency.gamma)
 
 
 def _read_array(path: Path, name: str, length: int) -> Array:

@@ -5,7 +5,7 @@ An item's score is the sum of weight / log2(1 + place) over the lists that have 
 """
 
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, TypeAlias, TypeVar
 
 import numpy as np
 from scipy.sparse import csr_matrix
@@ -17,6 +17,7 @@ from hotplate.offline.train.item_based import NeighbourParams
 from hotplate.offline.train.popularity import PopularityParams
 
 _PartParams: TypeAlias = ALSParams | NeighbourParams | PopularityParams
+RankerT = TypeVar("RankerT", bound="Factors | Blend")
 # The length of the list of each part.
 _PLACES = 20
 
@@ -84,17 +85,18 @@ class Blend:
     ) -> ranking.ScoresOfUsers:
         """Return the scores of *users*, numbered from 0; those of items that are on no list are 0, and not stored."""
         numbers = np.arange(len(users), dtype=np.int32)
-        discounts = 1 / np.log2(np.arange(2, _PLACES + 2, dtype=np.float32))
-        als, *others = self.parts
-        als = replace(als, user_factors=als.user_factors[users])
+        als, neighbours, popularity = (
+            _discounts(part.recommend(rows, numbers, _PLACES, keep_seen=keep_seen, allowed=allowed).items, rows.shape)
+            for part in with_user_factors(self, self.parts[0].user_factors[users]).parts
+        )
+        return ranking.ScoresOfUsers(als + neighbours + self.params.popularity_weight * popularity, numbers)
 
-        table = csr_matrix(rows.shape, dtype=np.float32)
-        for part, weight in ((als, 1), *zip(others, (1, self.params.popularity_weight), strict=True)):
-            items = part.recommend(rows, numbers, _PLACES, keep_seen=keep_seen, allowed=allowed).items
-            lists, places = np.nonzero(items >= 0)
-            scores = weight * discounts[places]
-            table += csr_matrix((scores, (lists, items[lists, places])), shape=rows.shape)
-        return ranking.ScoresOfUsers(table, numbers)
+
+def _discounts(lists: Indices, shape: tuple[int, int]) -> Any:  # noqa: ANN401 -- scipy publishes no types
+    """Return 1 / log2(1 + place) of each item of *lists* [users, places], a csr_matrix [users, items]."""
+    users, places = np.nonzero(lists >= 0)
+    discounts = 1 / np.log2(np.arange(2, _PLACES + 2, dtype=np.float32))
+    return csr_matrix((discounts[places], (users, lists[users, places])), shape=shape)
 
 
 def factors_of(ranker: object) -> Factors | None:
@@ -103,9 +105,9 @@ def factors_of(ranker: object) -> Factors | None:
     return als if isinstance(als, Factors) else None
 
 
-def with_user_factors(ranker: Factors | Blend, factors: Floats) -> Factors | Blend:
-    """Return the model of other users, who have these *factors*."""
-    if not isinstance(ranker, Blend):
-        return replace(ranker, user_factors=factors)
-    als, *others = ranker.parts
-    return replace(ranker, parts=(with_user_factors(als, factors), *others))
+def with_user_factors(ranker: RankerT, factors: Floats) -> RankerT:
+    """Return the model, of ALS or a blend, of other users, who have these *factors*."""
+    if isinstance(ranker, Blend):
+        als, *others = ranker.parts
+        return replace(ranker, parts=(replace(als, user_factors=factors), *others))
+    return replace(ranker, user_factors=factors)
