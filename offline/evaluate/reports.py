@@ -17,8 +17,10 @@ from hotplate.offline.evaluate.evaluation import (
     EngineResult,
     EvaluatedLists,
     EvaluateOptions,
+    baseline_record,
     evaluate_engine,
     measure_lists,
+    record_of,
 )
 from hotplate.offline.evaluate.metrics import (
     RatingMetrics,
@@ -34,7 +36,7 @@ from hotplate.offline.evaluate.model_report import (
     metric_rows,
     rows_of,
 )
-from hotplate.offline.evaluate.records import BaselineRecord, EvaluationRecord, Lead
+from hotplate.offline.evaluate.records import EvaluationRecord, Lead
 from hotplate.offline.evaluate.splits import Parts, rank_in_groups
 from hotplate.offline.input.faults import data_errors
 from hotplate.offline.input.files import DataSource, input_files, named_paths
@@ -300,14 +302,13 @@ class Evaluator:
         """
         lists = self._item_numbers(candidate)
         history = self._history
+        known = csr_matrix(self._test.shape, dtype=np.float32) if history is None else history
+        parts = Parts.of(known, self._test, repeats=True)
         baseline: EngineResult | None = None
         fillers = np.zeros(0, dtype=np.int32)
-        cold_pairs = 0
         if history is not None:
             counts = users_per_item(history)
-            cold_pairs = int(np.count_nonzero(counts[self._test.indices] == 0))
             fillers = order_by_popularity(counts)[: np.count_nonzero(counts)]
-            parts = Parts.of(history, self._test, repeats=True)
             baseline = evaluate_engine(parts, PopularityParams(), EvaluateOptions(k=self._k))
         if candidate.popular is not None:
             fillers = _numbers_of_ids(candidate.popular, self._items)
@@ -315,27 +316,8 @@ class Evaluator:
             baseline = baseline or measure_lists(EvaluatedLists(popular, popular), self._test, None)
 
         result = measure_lists(EvaluatedLists(lists, fill_empty_lists(lists, fillers)), self._test, history)
-        baselines = dict[str, BaselineRecord]()
-        if baseline is not None:
-            baselines["popularity"] = BaselineRecord(
-                **asdict(baseline.metrics),
-                params={},
-                as_served=baseline.as_served,
-                model_leads_by=Lead.of(result.served_per_user - baseline.served_per_user),
-            )
-        return EvaluationRecord(
-            split=None,
-            k=self._k,
-            train_pairs=0 if history is None else int(history.nnz),
-            test_pairs=int(self._test.nnz),
-            cold_pairs=cold_pairs,
-            engine="lists",
-            params={},
-            model=replace(result.metrics, intervals={}),
-            as_served=result.as_served,
-            intervals=dict(result.metrics.intervals),
-            baselines=baselines,
-        )
+        baselines = {} if baseline is None else {"popularity": baseline_record(baseline, {}, result)}
+        return record_of(parts, "lists", {}, result, baselines)
 
     def compare(self, first: Candidate, second: Candidate) -> Report:
         """Return a report on the metrics of two candidates, A and B, with the 95 % intervals of their differences.
