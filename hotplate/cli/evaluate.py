@@ -50,17 +50,18 @@ def report(
 
     Example: hotplate evaluate report model --out report.html
     """
-    from hotplate.base.report_page import page as html_page
     from hotplate.offline.evaluate.model_report import model_report
 
-    if not as_json:
-        require_file_path(page)
+    if as_json:
+        show_report(run_interruptibly(lambda: model_report(model)), as_json=True)
+        return
+    from hotplate.base.report_page import page as html_page  # an extra
+
+    require_file_path(page)
     quality = run_interruptibly(lambda: model_report(model))
-    if not as_json:
-        write_file(page, html_page(quality))
-    show_report(quality, as_json=as_json)
-    if not as_json:
-        out.print(f"report written to {page}")
+    write_file(page, html_page(quality))
+    show_report(quality, as_json=False)
+    out.print(f"report written to {page}")
 
 
 @app.command()
