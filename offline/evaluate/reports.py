@@ -16,10 +16,9 @@ from hotplate.offline.errors import DataError, SettingError
 from hotplate.offline.evaluate.evaluation import (
     EngineResult,
     EvaluatedLists,
-    EvaluateOptions,
     baseline_record,
-    evaluate_engine,
     measure_lists,
+    recommend_all,
     record_of,
 )
 from hotplate.offline.evaluate.metrics import (
@@ -49,7 +48,7 @@ from hotplate.offline.list_import import read_scored
 from hotplate.offline.measurement import read_lists
 from hotplate.offline.model import Model
 from hotplate.offline.options import Format
-from hotplate.offline.train.popularity import PopularityParams, order_by_popularity
+from hotplate.offline.train.popularity import Popularity, order_by_popularity
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.compression import load_decode
 from hotplate.stores.encoding import OVERALL, POPULAR, USER
@@ -309,7 +308,8 @@ class Evaluator:
         if history is not None:
             counts = users_per_item(history)
             fillers = order_by_popularity(counts)[: np.count_nonzero(counts)]
-            baseline = evaluate_engine(parts, PopularityParams(), EvaluateOptions(k=self._k))
+            popularity = Popularity(counts.astype(np.float32))
+            baseline = measure_lists(recommend_all(popularity, parts, self._k, popularity), self._test, history)
         if candidate.popular is not None:
             fillers = _numbers_of_ids(candidate.popular, self._items)
             popular = fill_empty_lists(np.full_like(lists, -1), fillers)
