@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from hotplate.base.report import Report, format_count
+from hotplate.base.report_page import brief
 from hotplate.offline.errors import SettingError, require_above_zero, require_at_least
 from hotplate.offline.evaluate.evaluation import BASELINES, EvaluateOptions, evaluate_parts
 from hotplate.offline.evaluate.model_report import answer_in_words, quality_report, warnings_of
@@ -178,7 +179,7 @@ class TrainReport:
 
     def _repr_html_(self) -> str:
         """Return the report for notebooks."""
-        return self.report._repr_html_()
+        return brief(self.report)
 
 
 def _model_in_words(report: TrainReport) -> str:

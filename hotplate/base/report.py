@@ -177,12 +177,6 @@ class Report:
         stopped = ["it was stopped before its end"] if self.interrupted else []
         return [*stopped, *self.failures, *self.broken]
 
-    def _repr_html_(self) -> str:
-        """Return the answer, the table and the notes for notebooks."""
-        from hotplate.base.report_page import brief  # noqa: PLC0415 -- only in notebooks
-
-        return brief(self)
-
     def row(self, subject: str, figure: str) -> Row | None:
         """Return one row, or None."""
         return next((row for row in self.rows if (row.subject, row.figure) == (subject, figure)), None)

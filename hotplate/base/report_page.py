@@ -47,7 +47,7 @@ def _json_path(name: Path) -> Path:
 
 def page(report: Report) -> str:
     """Return a report as an HTML page: answer, problems, table, verdicts, notes, plots, method, and details."""
-    parts = [f"<h1>{_prose(report.sentence)}</h1>", f'<p class="soft">{escaped(_origin(report))}</p>']
+    parts = [f"<h1>{_prose(report.sentence)}</h1>", f'<p class="soft">{_escaped(_origin(report))}</p>']
     if report.complaints:
         reasons = "".join(f"<li>{_prose(complaint)}</li>" for complaint in report.complaints)
         parts.append(f'<div class="bad"><strong>Look out:</strong><ul>{reasons}</ul></div>')
@@ -61,7 +61,7 @@ def page(report: Report) -> str:
 
     template = Template(TEMPLATE.read_text(encoding="utf-8"))
     return template.substitute(
-        title=escaped(report.sentence), style=STYLE_SHEET.read_text(encoding="utf-8"), body="\n".join(parts)
+        title=_escaped(report.sentence), style=STYLE_SHEET.read_text(encoding="utf-8"), body="\n".join(parts)
     )
 
 
@@ -80,12 +80,12 @@ def summary(report: Report) -> str:
     main_rows = [row for row in report.rows if row.main]
     if report.columns and report.rows:
         parts.append(_columns_html(report))
-        parts += [f'<p class="note">{escaped(mark)} {escaped(text)}</p>' for mark, text in report.used_marks.items()]
+        parts += [f'<p class="note">{_escaped(mark)} {_escaped(text)}</p>' for mark, text in report.used_marks.items()]
     elif main_rows:
         parts.append(_grouped_html(main_rows))
 
     lines = {**report.verdicts, **report.origins}
-    terms = "".join(f"<dt>{escaped(label)}</dt><dd>{_prose(text)}</dd>" for label, text in lines.items())
+    terms = "".join(f"<dt>{_escaped(label)}</dt><dd>{_prose(text)}</dd>" for label, text in lines.items())
     parts.append(f"<dl>{terms}</dl>" if terms else "")
     return "\n".join(parts)
 
@@ -102,13 +102,13 @@ def _figure(plot: Plot) -> str:
     from hotplate.base.report_plots import draw  # noqa: PLC0415 -- an extra
 
     return (
-        f"<figure><h2>{escaped(plot.title)}</h2>{draw(plot)}<figcaption>{escaped(plot.caption)}</figcaption></figure>"
+        f"<figure><h2>{_escaped(plot.title)}</h2>{draw(plot)}<figcaption>{_escaped(plot.caption)}</figcaption></figure>"
     )
 
 
 def _details(report: Report) -> str:
     facts = "".join(
-        f"<tr><th scope=row>{escaped(name)}</th><td>{escaped(_plain(value))}</td></tr>"
+        f"<tr><th scope=row>{_escaped(name)}</th><td>{_escaped(_plain(value))}</td></tr>"
         for name, value in {**report.configuration, **report.machine}.items()
     )
     details = other_figures(report) + f'<div class="scroll"><table class="facts">{facts}</table></div>'
@@ -133,11 +133,11 @@ def _columns_html(report: Report) -> str:
     """Return a table with a line for each subject of a report, and the columns that the report declares."""
     # Lines of a heading are words, or parts of a word.
     texts = [re.sub(r"-\n|\n(?=[/@])", "", column.heading).replace("\n", " ") for column in report.columns]
-    headings = [escaped(text) for text in texts]
+    headings = [_escaped(text) for text in texts]
     head = "".join(f"<th scope=col>{heading}</th>" for heading in headings)
     lines = []
     for subject in report.subjects:
-        line = f"<th scope=row>{escaped(subject)}</th>"
+        line = f"<th scope=row>{_escaped(subject)}</th>"
         for heading, column in zip(headings, report.columns, strict=True):
             line += f'<td data-figure="{heading}">{_column_cell(report.row(subject, column.figure), column)}</td>'
         lines.append(f"<tr>{line}</tr>")
@@ -152,11 +152,11 @@ def _column_cell(row: Row | None, column: Column) -> str:
 
     A mark is a sign that refers to an explanation below the table.
     """
-    text = escaped(format_cell(row, column)).replace(" ", "&nbsp;")
+    text = _escaped(format_cell(row, column)).replace(" ", "&nbsp;")
     if row is None or column.noted or row.value is None:
         return text
 
-    mark = f"&nbsp;{escaped(row.mark)}" if row.mark else ""
+    mark = f"&nbsp;{_escaped(row.mark)}" if row.mark else ""
     if row.low is None or row.high is None:
         return f"{text}{mark}"
 
@@ -169,35 +169,34 @@ def _grouped_html(rows: Sequence[Row]) -> str:
     """Return a table with a line for each row, below the name of its subject, with interval and note in small."""
     bodies = []
     for subject, members in groupby(rows, key=lambda row: row.subject):
-        lines = [f"<tr><th scope=rowgroup colspan=2>{escaped(subject)}</th></tr>"]
+        lines = [f"<tr><th scope=rowgroup colspan=2>{_escaped(subject)}</th></tr>"]
         for row in members:
             value, interval = format_row(row)
-            cell = escaped(value).replace(" ", "&nbsp;")
+            cell = _escaped(value).replace(" ", "&nbsp;")
             if interval:
-                cell += f"<small>{escaped(interval)}</small>"
-            lines.append(f"<tr><th scope=row>{escaped(row.figure)}</th><td>{cell}</td></tr>")
+                cell += f"<small>{_escaped(interval)}</small>"
+            lines.append(f"<tr><th scope=row>{_escaped(row.figure)}</th><td>{cell}</td></tr>")
         bodies.append(f"<tbody>{''.join(lines)}</tbody>")
     return f'<div class="scroll" tabindex="0"><table class="grouped">{"".join(bodies)}</table></div>'
 
 
 def _text_table(table: TextTable) -> str:
     """Return a table of texts below a title that opens and closes it."""
-    head = "".join(f"<th scope=col>{escaped(heading)}</th>" for heading in table.headings)
-    lines = ("".join(f"<td>{escaped(cell)}</td>" for cell in line) for line in table.lines)
+    head = "".join(f"<th scope=col>{_escaped(heading)}</th>" for heading in table.headings)
+    lines = ("".join(f"<td>{_escaped(cell)}</td>" for cell in line) for line in table.lines)
     body = "".join(f"<tr>{line}</tr>" for line in lines)
     inside = (
         f'<div class="scroll" tabindex="0"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
     )
-    caption = f'<p class="note">{escaped(table.caption)}</p>' if table.caption else ""
+    caption = f'<p class="note">{_escaped(table.caption)}</p>' if table.caption else ""
     opened = " open" if len(table.lines) <= OPEN_LINES else ""
-    return f"<details{opened}><summary>{escaped(table.title)}</summary>{caption}{inside}</details>"
+    return f"<details{opened}><summary>{_escaped(table.title)}</summary>{caption}{inside}</details>"
 
 
 def _prose(text: str) -> str:
     """Escape text, with options that no line breaks at their hyphens."""
-    return re.sub(r"(?<![\w-])--[a-z][a-z-]*", r'<span class="option">\g<0></span>', escaped(text))
+    return re.sub(r"(?<![\w-])--[a-z][a-z-]*", r'<span class="option">\g<0></span>', _escaped(text))
 
 
-def escaped(text: str) -> str:
-    """Escape text, and replace characters that HTML does not allow."""
+def _escaped(text: str) -> str:
     return html.escape(NO_HTML.sub("\ufffd", text))

@@ -1,5 +1,6 @@
 """Plots of reports as inline SVG, by matplotlib (`hotplate[bench]`)."""
 
+import html
 import io
 import math
 import re
@@ -13,7 +14,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from hotplate.base.report import Plot, format_value
-from hotplate.base.report_page import escaped
 
 INK, FAINT = "#010101", "#020202"
 LINES = tuple(f"#0a000{number}" for number in range(1, 7))
@@ -159,5 +159,5 @@ def _svg_of(figure: Figure, description: str) -> str:
     svg = svg.replace("font-family: 'DejaVu Sans', sans-serif", "font-family: var(--font)")
     for colour, variable in VARIABLES.items():
         svg = svg.replace(colour, f"var({variable})")
-    opening = rf'<svg viewBox="\1" role="img" aria-label="{escaped(description)}">'
+    opening = rf'<svg viewBox="\1" role="img" aria-label="{html.escape(description)}">'
     return re.sub(r'<svg [^>]*viewBox="([^"]*)"[^>]*>', opening, svg, count=1)

@@ -46,16 +46,18 @@ def report(
 
     Example: hotplate evaluate report model --out report.html
     """
-    from hotplate.base.report_page import page as html_page
     from hotplate.offline.evaluate.model_report import model_report
 
-    if not out.quiet:
-        require_file_path(page)
+    if out.quiet:
+        show_report(run_interruptibly(lambda: model_report(model)))
+        return
+    from hotplate.base.report_page import page as html_page  # an extra
+
+    require_file_path(page)
     quality = run_interruptibly(lambda: model_report(model))
+    write_file(page, html_page(quality))
     show_report(quality)
-    if not out.quiet:
-        write_file(page, html_page(quality))
-        out.print(f"report written to {page}")
+    out.print(f"report written to {page}")
 
 
 @app.command()

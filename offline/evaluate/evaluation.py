@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -144,36 +144,45 @@ def evaluate_parts(
             replace(options, make_lists=None, popular=popular),
         )
         fields = asdict(baseline)
-        records[name_of(engine_of(baseline), fields)] = BaselineRecord(
-            **asdict(result.metrics),
-            params=fields,
-            as_served=result.as_served,
-            model_leads_by=Lead.of(model.served_per_user - result.served_per_user),
-        )
+        records[name_of(engine_of(baseline), fields)] = baseline_record(result, fields, model)
 
-    return EvaluationRecord(
-        split=parts.options,
-        k=options.k,
-        train_pairs=int(parts.train.nnz),
-        test_pairs=int(parts.test.nnz),
-        cold_pairs=_cold_pairs(parts),
+    return msgspec.structs.replace(
+        record_of(parts, engine, asdict(params), model, records),
         users_drawn_from=testable_users if testable_users > len(parts.tested) else None,
         new_days=None if options.similar is None else options.new_days,
-        coverage_of="items of train",
-        engine=engine,
-        params=asdict(params),
-        model=replace(model.metrics, intervals={}),
-        as_served=model.as_served,
-        intervals=dict(model.metrics.intervals),
         similar=similar_result,
-        baselines=records,
     )
 
 
-def _cold_pairs(parts: Parts) -> int:
-    """Return the number of test pairs of items not in train."""
-    known = users_per_item(parts.train) > 0
-    return int(np.count_nonzero(~known[parts.test.indices]))
+def baseline_record(baseline: EngineResult, params: dict[str, Any], model: EngineResult) -> BaselineRecord:
+    """Return the record of a baseline with *params*, to which the *model* is compared."""
+    return BaselineRecord(
+        **asdict(baseline.metrics),
+        params=params,
+        as_served=baseline.as_served,
+        model_leads_by=Lead.of(model.served_per_user - baseline.served_per_user),
+    )
+
+
+def record_of(
+    parts: Parts, engine: str, params: dict[str, Any], model: EngineResult, baselines: dict[str, BaselineRecord]
+) -> EvaluationRecord:
+    """Return the record of lists measured on the test part of *parts*, beside *baselines* by name."""
+    is_known = users_per_item(parts.train) > 0
+    return EvaluationRecord(
+        split=parts.options,
+        k=model.metrics.k,
+        train_pairs=int(parts.train.nnz),
+        test_pairs=int(parts.test.nnz),
+        cold_pairs=int(np.count_nonzero(~is_known[parts.test.indices])),
+        coverage_of="items of train",
+        engine=engine,
+        params=params,
+        model=replace(model.metrics, intervals={}),
+        as_served=model.as_served,
+        intervals=dict(model.metrics.intervals),
+        baselines=baselines,
+    )
 
 
 def most_tested_users(items: int) -> int:

@@ -257,7 +257,7 @@ def split_in_words(record: EvaluationRecord) -> str:
     if missing := model.users - model.users_with_lists:
         is_served = record.as_served.users_with_lists == model.users
         parts.append(f"{missing:,} of {users} have no list" + (" and get the popular one" if is_served else ""))
-    if record.cold_pairs:
+    if record.cold_pairs and record.train_pairs:  # else all items are new
         parts.append(f"{format_count(record.cold_pairs, 'pair')} of items that were new")
     if record.split is not None and record.split.kind in _RANDOM_SPLITS:
         parts.append(_RANDOM_SPLIT_FLATTERS)

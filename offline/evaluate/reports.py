@@ -16,9 +16,10 @@ from hotplate.offline.errors import DataError, SettingError
 from hotplate.offline.evaluate.evaluation import (
     EngineResult,
     EvaluatedLists,
-    EvaluateOptions,
-    evaluate_engine,
+    baseline_record,
     measure_lists,
+    recommend_all,
+    record_of,
 )
 from hotplate.offline.evaluate.metrics import (
     RatingMetrics,
@@ -34,7 +35,7 @@ from hotplate.offline.evaluate.model_report import (
     metric_rows,
     rows_of,
 )
-from hotplate.offline.evaluate.records import BaselineRecord, EvaluationRecord, Lead
+from hotplate.offline.evaluate.records import EvaluationRecord, Lead
 from hotplate.offline.evaluate.splits import Parts, rank_in_groups
 from hotplate.offline.input.faults import data_errors
 from hotplate.offline.input.files import DataSource, input_files, named_paths
@@ -47,7 +48,7 @@ from hotplate.offline.list_import import read_scored
 from hotplate.offline.measurement import read_lists
 from hotplate.offline.model import Model
 from hotplate.offline.options import Format
-from hotplate.offline.train.popularity import PopularityParams, order_by_popularity
+from hotplate.offline.train.popularity import Popularity, order_by_popularity
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.compression import load_decode
 from hotplate.stores.encoding import OVERALL, POPULAR, USER
@@ -300,42 +301,23 @@ class Evaluator:
         """
         lists = self._item_numbers(candidate)
         history = self._history
+        known = csr_matrix(self._test.shape, dtype=np.float32) if history is None else history
+        parts = Parts.of(known, self._test, repeats=True)
         baseline: EngineResult | None = None
         fillers = np.zeros(0, dtype=np.int32)
-        cold_pairs = 0
         if history is not None:
             counts = users_per_item(history)
-            cold_pairs = int(np.count_nonzero(counts[self._test.indices] == 0))
             fillers = order_by_popularity(counts)[: np.count_nonzero(counts)]
-            parts = Parts.of(history, self._test, repeats=True)
-            baseline = evaluate_engine(parts, PopularityParams(), EvaluateOptions(k=self._k))
+            popularity = Popularity(counts.astype(np.float32))
+            baseline = measure_lists(recommend_all(popularity, parts, self._k, popularity), self._test, history)
         if candidate.popular is not None:
             fillers = _numbers_of_ids(candidate.popular, self._items)
             popular = fill_empty_lists(np.full_like(lists, -1), fillers)
             baseline = baseline or measure_lists(EvaluatedLists(popular, popular), self._test, None)
 
         result = measure_lists(EvaluatedLists(lists, fill_empty_lists(lists, fillers)), self._test, history)
-        baselines = dict[str, BaselineRecord]()
-        if baseline is not None:
-            baselines["popularity"] = BaselineRecord(
-                **asdict(baseline.metrics),
-                params={},
-                as_served=baseline.as_served,
-                model_leads_by=Lead.of(result.served_per_user - baseline.served_per_user),
-            )
-        return EvaluationRecord(
-            split=None,
-            k=self._k,
-            train_pairs=0 if history is None else int(history.nnz),
-            test_pairs=int(self._test.nnz),
-            cold_pairs=cold_pairs,
-            engine="lists",
-            params={},
-            model=replace(result.metrics, intervals={}),
-            as_served=result.as_served,
-            intervals=dict(result.metrics.intervals),
-            baselines=baselines,
-        )
+        baselines = {} if baseline is None else {"popularity": baseline_record(baseline, {}, result)}
+        return record_of(parts, "lists", {}, result, baselines)
 
     def compare(self, first: Candidate, second: Candidate) -> Report:
         """Return a report on the metrics of two candidates, A and B, with the 95 % intervals of their differences.

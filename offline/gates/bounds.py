@@ -112,12 +112,12 @@ def _gate_named(name: str, bound: float, where: str) -> Gate:
     """
     prefix, _, metric = name.partition(".")
     if prefix == DROP.name and metric:
-        return Gate(name=name, bound=bound, kind=DROP, metric=metric)
+        return Gate(name=name, bound=bound, subject=prefix, metric=metric)
 
     kind_name, at, written_depth = name.partition("@")
     kind = _OF_LISTS.get(kind_name)
     if kind is None or (at and not (kind.depth and written_depth.isdecimal())):
-        return Gate(name=name, bound=bound, kind=METRIC, metric=name)
+        return Gate(name=name, bound=bound, subject=METRIC.name, metric=name)
 
     depth = int(written_depth or kind.depth)
     if at and not 1 <= depth <= MAX_LENGTH:

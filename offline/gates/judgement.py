@@ -176,8 +176,8 @@ async def _judge(new: NewList, reader: Reader, live: ReleaseRef | None) -> list[
     is_damaged = False
     reason = "nothing is live yet"
     if live is not None:
-        own = {gate.kind.name for gate in gates}
-        gates = [*gates, *(gate for gate in DEFAULTS if gate.kind.name not in own)]
+        own = {gate.subject for gate in gates}
+        gates = [*gates, *(gate for gate in DEFAULTS if gate.subject not in own)]
         try:
             new, reason = await _with_live_list(new, gates, reader, live)
         except (ReleaseCorrupt, ReleaseNotFound) as error:

@@ -47,7 +47,7 @@ class Gate:
     """One bound that lists must meet.
 
     name       without a list's, with N: `drop.ndcg`, `overlap@10`
-    kind       what is measured, and how it is judged
+    subject    the name of its kind in KINDS: `metric`, `drop`, `coverage`, ...
     metric     the metric of the evaluation, for the kinds `metric` and `drop`
     depth      N, for the kinds that have one, such as `overlap`
     list_name  the list that must meet it; None for each list
@@ -55,7 +55,7 @@ class Gate:
 
     name: str
     bound: float
-    kind: "GateKind"
+    subject: str
     metric: str = ""
     depth: int = 0
     list_name: str | None = None
@@ -64,6 +64,11 @@ class Gate:
     def full_name(self) -> str:
         """The name with that of the list, as it is given: `basket:coverage`."""
         return self.name if self.list_name is None else f"{self.list_name}:{self.name}"
+
+    @property
+    def kind(self) -> "GateKind":
+        """What is measured, and how it is judged."""
+        return KINDS[self.subject]
 
     @property
     def only_reports(self) -> bool:
@@ -116,7 +121,7 @@ class GateKind:
     def gate(self, bound: float, depth: int) -> Gate:
         """Return a gate of this kind, which is not of a metric; *depth* is N, 0 without one."""
         name = f"{self.name}@{depth}" if depth else self.name
-        return Gate(name=name, bound=bound, kind=self, depth=depth)
+        return Gate(name=name, bound=bound, subject=self.name, depth=depth)
 
 
 class NewList(NamedTuple):

@@ -204,10 +204,10 @@ def test_only_a_report_with_plots_needs_matplotlib() -> None:
     program = (
         "import sys; sys.modules['matplotlib'] = None\n"
         "from hotplate.base.report import Column, Report, Row\n"
-        "from hotplate.base.report_page import page\n"
+        "from hotplate.base.report_page import brief, page\n"
         "rows, columns = (Row('a', 'p99', 'ms', 2.0),), (Column('p99', 'p99'),)\n"
         "report = Report(kind='x', sentence='Good.', rows=rows, columns=columns)\n"
-        "print('<h1>Good.</h1>' in page(report), report._repr_html_())"
+        "print('<h1>Good.</h1>' in page(report), brief(report))"
     )
     shown = run_process(sys.executable, "-c", program).stdout
     assert shown.startswith("True <p>Good.</p>")
