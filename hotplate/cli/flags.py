@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 import click
 import msgspec
 from click.core import ParameterSource
-from click.types import FuncParamType
+from click.types import BoolParamType, FuncParamType
 
 from hotplate.cli.help_pages import ARGUMENTS, OPTIONS, Entry, help_page
 from hotplate.cli.terminal import out
@@ -116,7 +116,7 @@ class Setting:
     @property
     def _click_type(self) -> Any:  # noqa: ANN401 -- whatever click takes for a type
         if self.value_type is bool:
-            return bool
+            return _Switch()
         if get_origin(self.value_type) is tuple:  # several words, such as a region and a currency
             return get_args(self.value_type)
         return _ListedPaths(self.read) if self.value_type is Path else self.read
@@ -247,6 +247,17 @@ class _ListedPaths(FuncParamType[Any, Any]):
     """Paths, which a variable separates as PATH does."""
 
     envvar_list_splitter = os.pathsep
+
+
+class _Switch(BoolParamType):
+    """True or false, in the words that click reads in a variable."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> bool:  # noqa: ANN401 -- of any type
+        """Return the value; BadParameter for other words, which click lists with an empty one."""
+        try:
+            return super().convert(value, param, ctx)
+        except click.BadParameter:
+            self.fail(f"{value!r} is neither true nor false", param, ctx)
 
 
 class _Option(click.Option):

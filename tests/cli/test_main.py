@@ -260,7 +260,7 @@ def test_invalid_variable_is_named_instead_of_its_option(tmp_path: Path) -> None
     failed(links, "HOTPLATE_PORT", "'tcp://10.0.0.1:80'", "enableServiceLinks: false", code=2)
     assert "--port" not in links.stderr
     switch = hotplate("serve", *store, HOTPLATE_ANONYMOUS="maybe")
-    failed(switch, "the variable HOTPLATE_ANONYMOUS: 'maybe' is not a valid boolean", code=2)
+    failed(switch, "the variable HOTPLATE_ANONYMOUS: 'maybe' is neither true nor false", code=2)
     failed(hotplate("serve", *store, "--port", "many", HOTPLATE_PORT="80"), "--port", "'many'", code=2)
     pipeline = tmp_path / "nightly.toml"
     pipeline.write_text('[train]\ndata = "x.csv"\n')
