@@ -233,7 +233,6 @@ class ContainerDocuments:
         self._by_key = dict[tuple[str, bytes], Document]()
         self._ordered = list[Document]()
         self.next_serial = count(1).__next__
-        self.stored_bytes = 0
 
     def get(self, item_id: str, key: bytes) -> Document | None:
         """Find a document."""
@@ -251,12 +250,9 @@ class ContainerDocuments:
             self._ordered.append(document)
         else:
             self._ordered[bisect_left(self._ordered, document.serial, key=SERIAL)] = document
-            self.stored_bytes -= old.size
         self._by_key[document.id, document.key] = document
-        self.stored_bytes += document.size
 
     def remove(self, document: Document) -> None:
         """Delete a document."""
         del self._by_key[document.id, document.key]
         del self._ordered[bisect_left(self._ordered, document.serial, key=SERIAL)]
-        self.stored_bytes -= document.size

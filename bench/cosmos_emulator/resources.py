@@ -76,9 +76,8 @@ class EmulatedOffer:
 
     @property
     def minimum_ru(self) -> int:
-        """Return the lowest accepted throughput."""
-        stored_bytes = self.container.documents.stored_bytes
-        return minimum_ru(self.highest_ru, stored_bytes, autoscale=self.throughput.autoscale)
+        """Return the lowest accepted throughput; few bytes do not raise it."""
+        return minimum_ru(self.highest_ru, 0, autoscale=self.throughput.autoscale)
 
     def to_json(self) -> dict[str, Any]:
         """Return the offer, the resource with a container's throughput in RU/s, in Azure's format.

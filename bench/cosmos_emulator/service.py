@@ -65,10 +65,7 @@ class Authenticator:
         403 for a date too far from *now* (seconds since 1970).
         """
         date = request.header(b"x-ms-date") or request.header(b"date")
-        seconds = _seconds_of(date)
-        if seconds is None:
-            raise HttpError(401, "x-ms-date must be a date as in RFC 1123")
-        if abs(seconds - now) > MAX_CLOCK_SKEW_S:
+        if abs(_seconds_of(date) - now) > MAX_CLOCK_SKEW_S:
             raise HttpError(
                 403,
                 f"The authorization token is not valid at the current time: {date[:40]} is not within "
@@ -88,11 +85,11 @@ class Authenticator:
 
 
 @lru_cache(256)
-def _seconds_of(date: str) -> float | None:
+def _seconds_of(date: str) -> float:
     try:
         return parsedate_to_datetime(date).timestamp()
     except (ValueError, OverflowError, TypeError, IndexError):
-        return None
+        raise HttpError(401, "x-ms-date must be a date as in RFC 1123") from None
 
 
 @dataclass(frozen=True, slots=True)

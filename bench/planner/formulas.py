@@ -5,6 +5,7 @@ An expression keeps the expressions that it was calculated from, so each figure 
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from math import ceil
 from operator import add, gt, mul, sub, truediv
 from typing import Any, Union
@@ -190,21 +191,15 @@ def ceiling(number: Number, multiple_of: int = 1) -> Expression:
     return apply(lambda value: round_up(value, multiple_of), exact, text=text)
 
 
-def largest(*numbers: Number) -> Expression:
-    """Return the largest."""
-    return _extreme(max, numbers)
-
-
-def smallest(*numbers: Number) -> Expression:
-    """Return the smallest."""
-    return _extreme(min, numbers)
-
-
-def _extreme(function: Callable[[Iterable[float]], float], numbers: Iterable[Number]) -> Expression:
+def _extreme(function: Callable[[Iterable[float]], float], *numbers: Number) -> Expression:
     """Return the result of `min` or `max` with its text, as max(a, b)."""
     terms = list(map(as_expression, numbers))
     text = f"{function.__name__}({', '.join(term.text for term in terms)})"
     return apply(lambda *values: function(values), *terms, text=text)
+
+
+largest = partial(_extreme, max)
+smallest = partial(_extreme, min)
 
 
 def round_up(value: float, step: float) -> int:

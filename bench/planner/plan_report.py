@@ -417,15 +417,15 @@ def _figure_rows(plan: CapacityPlan, bounds: PriceBounds) -> Iterator[Row]:
             figure = plan.figures.get(name)
             if figure is None or (not figure.value and (name in FEES or names is TODAY)):
                 continue
+            row = Row(group, words, note=name, main=is_main_table)
             if not figure.is_number:
-                yield Row(group, words, note=f"{figure.value}, {name}", main=is_main_table)
-                continue
-
-            row = Row(group, words, figure.unit, figure.number, note=name, main=is_main_table)
-            if figure.unit == cost_unit or name in FEES:
+                row = replace(row, note=f"{figure.value}, {name}")
+            elif figure.unit == cost_unit or name in FEES:
                 low = bounds.low.number(name)
                 high = bounds.high.number(name)
-                row = replace(row, unit=plan.prices.currency, low=low, high=high)
+                row = replace(row, unit=plan.prices.currency, value=figure.number, low=low, high=high)
+            else:
+                row = replace(row, unit=figure.unit, value=figure.number)
             yield row
 
 
@@ -492,18 +492,14 @@ def _partition_warnings(plan: CapacityPlan) -> Iterator[str]:
     serve = plan.number("serve_ru")
     partitions = plan.number("partitions")
     created = plan.number("new_partitions")
-    needed = plan.number("reads_even_ru") * (1 + plan.number("hot_user") * (created - 1))
-    if created > partitions and needed > NOTABLE_SKEW * serve:
-        yield (
-            f"create a container with at most {INITIAL_PARTITION_RU * partitions:,.0f} RU/s, and scale it to "
-            f"{serve:,.0f} when it goes live: with {plan.figures['creation_ru']}, its {plan.figures['new_partitions']} "
-            f"need {needed:,.0f}"
-        )
-
     for_serving = max(plan.number("partitions_by_gb"), -(-serve // INITIAL_PARTITION_RU))
-    if created > for_serving:
+    needed = plan.number("reads_even_ru") * (1 + plan.number("hot_user") * (created - 1))
+    if created > for_serving or (created > partitions and needed > NOTABLE_SKEW * serve):
+        fewest = min(partitions, for_serving)
+        container = (
+            f"a container created with {plan.figures['creation_ru']} has {plan.figures['new_partitions']} for life"
+        )
         yield (
-            f"a container created with {plan.figures['creation_ru']} has {plan.figures['new_partitions']} for life, "
-            f"and {for_serving:,.0f} would do: a hot user has {plan.figures['partition_ru']} of {serve:,.0f}; publish "
-            "more slowly"
+            f"{container}, and {fewest:,.0f} would do: create it with at most {INITIAL_PARTITION_RU * fewest:,.0f} "
+            f"RU/s, and scale it to {serve:,.0f} when it goes live"
         )

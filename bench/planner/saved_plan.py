@@ -59,9 +59,9 @@ def describe_growth(plan: CapacityPlan, baseline: Baseline) -> Iterator[str]:
             f"{baseline.layer.source} has no figure to check; write one with: hotplate plan ... --save plan.toml"
         )
     for name, before in baseline.check.agreed.items():
-        now = plan.figures.get(name)
-        if now is None or not now.is_number:
-            yield f"{name} was {before:,.6g} and is {now or 'no figure of this plan'}"
+        now = plan.figures[name]
+        if not now.is_number:
+            yield f"{name} was {before:,.6g} and is {now}"
         elif now.number > before * (1 + baseline.check.bound_percent / 100) + 1e-9:
             by = f" (+{now.number / before - 1:.0%})" if before else ""
             yield f"{name} grew from {format_value(before, now.unit)} to {now}{by}"

@@ -294,7 +294,11 @@ def _add_serverless(table: FigureTable, cost_unit: str) -> None:
     container_gb = cosmos.SERVERLESS_BYTES / GB
     limits = (
         at_most(term("regions"), 1, "regions: {:.0f}, and serverless has one"),
-        at_most(term("release_gb"), container_gb, "storage: {:,.0f} GB a release, and a container holds {:,.0f}"),
+        at_most(
+            term("release_gb"),
+            container_gb,
+            "storage: {:,.0f} GB a release, and a serverless container holds {:,.0f}",
+        ),
         at_most(reads_ru, most_ru, "RU/s: {:,.0f} for reads, above {:,.0f} of its container"),
         at_most(publish_hours, term("refresh_hours"), TOO_SLOW),
     )
