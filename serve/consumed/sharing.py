@@ -192,8 +192,11 @@ class ConsumedSharing:
         events = read_events(self._folder, self._consumed.hours, since)
 
         while batch := await asyncio.to_thread(list, islice(events, BATCH)):
-            hidden = (self._consumed.pairs_of(event.type, event.user, event.items, event.time) for event in batch)
-            parts = [part for pairs in hidden if pairs is not None for part in parts_of(pairs)]
+            parts = list[ConsumedPairs]()
+            for event in batch:
+                pairs = self._consumed.pairs_of(event.type, event.user, event.items, event.time)
+                if pairs is not None:  # it hides something, and still does
+                    parts += parts_of(pairs)
             for sent in batches_of(parts, BATCH):
                 await send_pairs(self._entries, sent, self._metrics)
             await self._read_newer()

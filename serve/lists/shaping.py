@@ -154,8 +154,12 @@ class Shaper:
 
     def consumed_by(self, user: str) -> IdTest | None:
         """Return whether an item is hidden from a user; None if none is."""
-        is_hidden = None if self._consumed is None else self._consumed.hidden_from(user)
-        return None if is_hidden is None or self._is_erased(user) else is_hidden
+        if self._consumed is None:
+            return None
+        is_hidden = self._consumed.hidden_from(user)
+        if is_hidden is not None and self._is_erased(user):
+            return None
+        return is_hidden
 
     def _with_fields(self, encoded: EncodedList, selection: Selection, items: bytes) -> bytes:
         """Return items with the fields of *selection* only, those of the item and attributes that the release shows.

@@ -227,8 +227,9 @@ def _create_dispatcher(
     events = None
     if settings.events:
         # Shares items that users have consumed with other services; None unless the settings ask for that.
-        sender = None if context.sharing is None else ConsumedSender(context.sharing, context.metrics)
-        if sender is not None:
+        sender = None
+        if context.sharing is not None:
+            sender = ConsumedSender(context.sharing, context.metrics)
             stack.push_async_callback(sender.close)
         writer = EventWriter(settings.events)
         stack.push_async_callback(writer.close)
