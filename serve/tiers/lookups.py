@@ -275,10 +275,11 @@ class TierWalk:
         """
         remaining = call.rows
         next_tier = tier_index + 1
+        unread = call.rows
         absent = frozenset[RowKey]()  # which are not read in this release again
         if self.missed:
-            absent = frozenset(row for row in call.rows if _is_missed(self.missed.get(row, ()), call.release))
-        unread = [row for row in call.rows if row not in absent]
+            absent = frozenset(row for row in unread if _is_missed(self.missed.get(row, ()), call.release))
+            unread = [row for row in unread if row not in absent]
         try:
             if unread:
                 results = await self._results_of(tier_index, call.release, unread)
