@@ -275,7 +275,11 @@ class TierWalk:
         """
         remaining = call.rows
         next_tier = tier_index + 1
-        unread, absent = self._divided(call)
+        unread = call.rows
+        absent = frozenset[RowKey]()  # which are not read in this release again
+        if self.missed:
+            absent = frozenset(row for row in unread if _is_missed(self.missed.get(row, ()), call.release))
+            unread = [row for row in unread if row not in absent]
         try:
             if unread:
                 results = await self._results_of(tier_index, call.release, unread)
@@ -303,16 +307,6 @@ class TierWalk:
         if self.caller_deadline is None:
             return await reading
         return await _within(self._share_s(self.caller_deadline, tier_index), reading)
-
-    def _divided(self, call: RowsOfRelease) -> tuple[Sequence[RowKey], Sequence[RowKey]]:
-        """Divide the rows of a call into those to be read, and those that are known to be absent in its release."""
-        if not self.missed:
-            return call.rows, ()
-        unread = list[RowKey]()
-        absent = list[RowKey]()
-        for row in call.rows:
-            (absent if _is_missed(self.missed.get(row, ()), call.release) else unread).append(row)
-        return unread, absent
 
     def _share_s(self, until: float, tier_index: int) -> float:
         """Return the time for the tier at *tier_index*: an equal share of the time until *until*."""

@@ -319,11 +319,12 @@ class TieredReader:
                 result.set_result((origin, body))
 
         self.lookups.add(row, take)
-        with suppress(TimeoutError):  # after which the read goes on for other requests
+        try:
             async with asyncio.timeout_at(caller_deadline()):
                 origin, body = await result
-                return self.lists.of_row(origin, row, body, fallback)
-        return self.get_nowait(row, fallback, late=True) or self.lists.unread(row, fallback)
+        except TimeoutError:  # the read goes on for other requests
+            return self.get_nowait(row, fallback, late=True) or self.lists.unread(row, fallback)
+        return self.lists.of_row(origin, row, body, fallback)
 
     # Lists of many users
 
