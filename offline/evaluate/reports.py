@@ -294,30 +294,38 @@ class Evaluator:
         return pairs if candidate.learnt is None else pairs.multiply(self._numbered(candidate.learnt))
 
     def _measure(self, candidate: Candidate) -> EvaluationRecord:
-        """Measure the lists of a candidate, alone and as served, and popular items as the baseline, if any are known.
-
-        Users without a list get the popular list of the candidate, else the popular items of the history. The baseline
-        are popular items of the history that users do not have, else the candidate's popular list.
-        """
-        lists = self._item_numbers(candidate)
+        """Measure the lists of a candidate, alone and as served, beside popular items, if any are known."""
         history = self._history
         known = csr_matrix(self._test.shape, dtype=np.float32) if history is None else history
         parts = Parts.of(known, self._test, repeats=True)
-        baseline: EngineResult | None = None
-        fillers = np.zeros(0, dtype=np.int32)
-        if history is not None:
-            counts = users_per_item(history)
-            fillers = order_by_popularity(counts)[: np.count_nonzero(counts)]
-            popularity = Popularity(counts.astype(np.float32))
-            baseline = measure_lists(recommend_all(popularity, parts, self._k, popularity), self._test, history)
-        if candidate.popular is not None:
-            fillers = _numbers_of_ids(candidate.popular, self._items)
-            popular = fill_empty_lists(np.full_like(lists, -1), fillers)
-            baseline = baseline or measure_lists(EvaluatedLists(popular, popular), self._test, None)
 
-        result = measure_lists(EvaluatedLists(lists, fill_empty_lists(lists, fillers)), self._test, history)
+        lists = self._item_numbers(candidate)
+        popular_items = self._popular_items(candidate)
+        served = fill_empty_lists(lists, popular_items)
+        result = measure_lists(EvaluatedLists(lists, served), self._test, history)
+        baseline = self._measure_popularity(parts, popular_items)
         baselines = {} if baseline is None else {"popularity": baseline_record(baseline, {}, result)}
         return record_of(parts, "lists", {}, result, baselines)
+
+    def _popular_items(self, candidate: Candidate) -> Indices:
+        """Return the items served to users without a list; none if neither the candidate nor the history has any."""
+        if candidate.popular is not None:
+            return _numbers_of_ids(candidate.popular, self._items)
+        if self._history is None:
+            return np.zeros(0, dtype=np.int32)
+        counts = users_per_item(self._history)
+        return order_by_popularity(counts)[: np.count_nonzero(counts)]
+
+    def _measure_popularity(self, parts: Parts, popular_items: Indices) -> EngineResult | None:
+        """Measure popular items of the history that users do not have, else *popular_items*; None without any."""
+        if self._history is not None:
+            popularity = Popularity(users_per_item(self._history).astype(np.float32))
+            lists = recommend_all(popularity, parts, self._k, popularity)
+            return measure_lists(lists, self._test, self._history)
+        if not len(popular_items):
+            return None
+        popular = fill_empty_lists(no_items(self._test.shape[0], self._k), popular_items)
+        return measure_lists(EvaluatedLists(popular, popular), self._test, None)
 
     def compare(self, first: Candidate, second: Candidate) -> Report:
         """Return a report on the metrics of two candidates, A and B, with the 95 % intervals of their differences.
