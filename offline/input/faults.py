@@ -8,16 +8,13 @@ from contextlib import contextmanager
 from io import BufferedReader
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO, Protocol
 
 import polars as pl
 import zstandard
 from fsspec.implementations.local import LocalFileSystem
 
 from hotplate.offline.errors import DataError
-
-if TYPE_CHECKING:
-    from hotplate.offline.input.files import DataFile
 
 HEAD_BYTES = 1 << 16
 # Excel's first line, which names the delimiter.
@@ -58,7 +55,17 @@ _PARQUET_HEADS = {
 _DELIMITERS = ",;\t|"
 
 
-def check_head(file: "DataFile") -> None:
+class _File(Protocol):
+    """A DataFile."""
+
+    @property
+    def path(self) -> Path: ...
+
+    @property
+    def kind(self) -> str: ...
+
+
+def check_head(file: _File) -> None:
     """Raise DataError if the beginning of a file shows that it is of another kind."""
     try:
         with _opened(file.path) as stream:
@@ -74,7 +81,7 @@ def check_head(file: "DataFile") -> None:
 
 
 @contextmanager
-def data_errors(source: object, files: Sequence["DataFile"] = ()) -> Iterator[None]:
+def data_errors(source: object, files: Sequence[_File] = ()) -> Iterator[None]:
     """Raise errors of polars and the operating system within the context as DataError.
 
     *source* names the data in messages. After an error of polars, *files* are read again to find what is wrong.
@@ -121,7 +128,7 @@ def _with_name(fault: str, path: Path) -> str:
     return fault.replace("{name}", decompressed(path.name)) + advice
 
 
-def _fault_of_contents(file: "DataFile", error: Exception) -> str | None:
+def _fault_of_contents(file: _File, error: Exception) -> str | None:
     """Return what is wrong with a file that could not be parsed, to be put after its name; None if unknown."""
     is_damaged = _compression(file.path) is not None
     if file.kind == "events":
