@@ -23,12 +23,7 @@ from hotplate.offline.attributes import read_attributes
 from hotplate.offline.errors import DataError, SettingError
 from hotplate.offline.input.faults import data_errors
 from hotplate.offline.input.files import DataFile, fingerprint, input_files, named_paths
-from hotplate.offline.input.rows import (
-    Rows,
-    most_frequent_titles,
-    read_roles,
-    values_by_role,
-)
+from hotplate.offline.input.rows import Rows, read_roles, read_titles
 from hotplate.offline.input.tables import ROW, open_tables
 from hotplate.offline.list_encoder import POPULAR_LENGTH, ROW_BYTES, ListEncoder, RankedLists, check_length
 from hotplate.offline.measurement import Items, Observe, ignore
@@ -144,10 +139,10 @@ class Scored(NamedTuple):
 
 
 class _Sources(NamedTuple):
-    """The checked rows of an import's files by their kind (`lists`, `similar`, `popular`), and its file of titles."""
+    """The checked rows of an import's files by their kind (`lists`, `similar`, `popular`), and titles by item."""
 
     scored: Mapping[str, Scored]
-    title_files: Sequence[DataFile]
+    titles: Mapping[str, str]
     fingerprint: str
 
 
@@ -170,7 +165,10 @@ def _opened_files(settings: ImportSettings) -> Iterator[_Sources]:
                 columns = named if kind == "lists" else {}
                 source = named_paths(settings.paths[kind])
                 scored[kind] = read_scored(files[kind], source, columns, settings.form, owner=owner, item=item)
-        yield _Sources(scored, files["titles"], fingerprint([*chain.from_iterable(files.values())]))
+        of_titles = {role: settings.columns.get(role) for role in ("item", "title")}
+        rows = scored["lists"].rows.kept if "lists" in scored else pl.LazyFrame()
+        titles = read_titles(files["titles"], named_paths(settings.paths["titles"]), of_titles, rows, settings.form)
+        yield _Sources(scored, titles, fingerprint([*chain.from_iterable(files.values())]))
 
 
 class ImportedLists:
@@ -196,7 +194,7 @@ class ImportedLists:
             # Without a file of popular items, those in the most lists are popular.
             counted = self._users if "lists" in scored else self._similar
             self._popular_lists = _popular_lists(scored.get("popular"), counted, numbers, max(length, POPULAR_LENGTH))
-            titles = _titles(sources, settings)
+            titles = sources.titles
 
         rows = [kind.rows for kind in scored.values()]
         self.rows = rows[0].total
@@ -296,19 +294,6 @@ def read_scored(
         owners = pl.col(owner).fill_null(OVERALL)
     texts = [name for name in ENTRY_TEXTS if name in columns]
     return Scored(rows, rows.kept.select(ROW, owners.alias("owner"), pl.col(item).alias("item"), "score", *texts))
-
-
-def _titles(sources: _Sources, settings: ImportSettings) -> dict[str, str]:
-    """Return titles by item, from the file of titles or, without one, from the files of lists."""
-    if not sources.title_files:
-        lists = sources.scored.get("lists")
-        return {} if lists is None else most_frequent_titles(lists.rows.kept)
-
-    source = named_paths(settings.paths["titles"])
-    named = {role: settings.columns.get(role) for role in ("item", "title")}
-
-    titled = values_by_role(sources.title_files, source, list(named), named, settings.form)
-    return most_frequent_titles(titled.lazy())
 
 
 def _popular_lists(scored: Scored | None, lists: SortedLists, numbers: ItemNumbers, length: int) -> RankedLists:

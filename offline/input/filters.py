@@ -84,10 +84,15 @@ class Filter:
         """Return whether the column *name* is less or more than the value; null for what cannot be compared with it."""
         compare = _ORDERS[self.operator]
         time = _time_in(self.value)
-        if number_in(self.value) is not None and not is_date(table.schema[name]):
+        dtype = table.schema[name]
+        if number_in(self.value) is not None and not is_date(dtype):
+            if dtype.is_float():
+                # The nearest value of the column's type: no float32 equals 0.1.
+                return compare(pl.col(name).fill_nan(None), pl.lit(float(self.value), dtype))
             # Floats beyond 2**53 do not hold every id, nor every amount.
-            exact = compare(_exact(pl.col(name)), _exact(pl.lit(self.value)))
-            return pl.coalesce(exact, compare(table.number(name), float(self.value)))
+            exact = pl.col(name).cast(_EXACT, strict=False) if dtype.is_numeric() else _exact(pl.col(name))
+            is_in_order = compare(table.number(name), float(self.value))
+            return pl.coalesce(compare(exact, _exact(pl.lit(self.value))), is_in_order)
         if time is None:
             raise self._type_error(table, name)
         return compare(self._times(table, name), pl.lit(time, pl.Datetime("us")))

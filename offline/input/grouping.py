@@ -3,7 +3,6 @@
 Rows with a negative quantity are cancellations, which end earlier purchases of the same user and item.
 """
 
-from collections import defaultdict
 from collections.abc import Sequence
 from datetime import datetime
 from typing import NamedTuple
@@ -143,30 +142,36 @@ def _divide_purchases(rows: pl.DataFrame) -> list[_PurchasePart]:
     far as they have any left; a surplus has no effect. Parts that were bought and cancelled at the same time are
     dropped, and without times all cancelled parts.
     """
-    time = pl.col("time") if "time" in rows.columns else pl.lit(None)
+    quantities = rows.get_column("quantity").to_list()
+    times = rows.get_column("time").to_list() if "time" in rows.columns else [None] * rows.height
+    # The number of the user and item: it grows by 1 where they change.
+    pair_numbers = rows.select(pl.struct(_USER_AND_ITEM).rle_id()).to_series()
+    is_new_pair = pair_numbers.diff().fill_null(1).to_list()
+
     cancelled_parts = list[_PurchasePart]()
     remaining = dict[int, float]()  # quantity by row of a purchase
-    # Rows and times of each user's purchases of an item with a remaining quantity, the latest last.
-    open_purchases = defaultdict[tuple[str, str], list[tuple[int, datetime | None]]](list)
-    for row, (user, item, quantity, row_time) in enumerate(rows.select("user", "item", "quantity", time).iter_rows()):
-        purchases = open_purchases[user, item]
+    open_purchases = list[int]()  # rows of the current user and item with a remaining quantity, the latest last
+    for row, quantity in enumerate(quantities):
+        if is_new_pair[row]:
+            open_purchases.clear()
+
         if quantity > 0:
             remaining[row] = quantity
-            purchases.append((row, row_time))
+            open_purchases.append(row)
             continue
 
         to_cancel = -quantity
-        while to_cancel > 0 and purchases:
-            purchase, bought = purchases[-1]
+        while to_cancel > 0 and open_purchases:
+            purchase = open_purchases[-1]
             cancelled = min(remaining[purchase], to_cancel)
             # Without times, both are None.
-            if bought != row_time:
-                cancelled_parts.append(_PurchasePart(purchase, cancelled, ended=row_time))
+            if times[purchase] != times[row]:
+                cancelled_parts.append(_PurchasePart(purchase, cancelled, ended=times[row]))
 
             to_cancel = round(to_cancel - cancelled, _QUANTITY_DECIMALS)
             remaining[purchase] = round(remaining[purchase] - cancelled, _QUANTITY_DECIMALS)
             if remaining[purchase] <= 0:
-                purchases.pop()
+                open_purchases.pop()
 
     remaining_parts = [_PurchasePart(row, left, ended=None) for row, left in remaining.items() if left > 0]
     return cancelled_parts + remaining_parts

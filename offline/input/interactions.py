@@ -30,7 +30,7 @@ from hotplate.offline.input.notes import (
     read_facts,
 )
 from hotplate.offline.input.recorded_events import read_events
-from hotplate.offline.input.rows import Check, Rows, RowSchema, most_frequent_titles, values_by_role
+from hotplate.offline.input.rows import Check, Rows, RowSchema, read_titles
 from hotplate.offline.input.tables import Table, open_tables
 from hotplate.offline.options import Columns, Format
 
@@ -137,12 +137,7 @@ def read_interactions(
         if chosen.segment is not None:
             segments = count_users_by_segment(rows.kept, log if has_cancellations else None)
 
-        title_rows = rows.kept
-        if titles is not None:
-            columns_of_titles = {"item": chosen.item, "title": named.title}
-            title_source = named_paths(title_paths)
-            title_rows = values_by_role(title_files, title_source, ["item", "title"], columns_of_titles).lazy()
-
+        columns_of_titles = {"item": chosen.item, "title": named.title}
         notes = [
             *inputs.notes,
             *notes_of_columns(inputs.schemas[0].table, inputs.columns, facts),
@@ -153,7 +148,7 @@ def read_interactions(
         return Interactions(
             log=log,
             weighing=weighing,
-            titles=most_frequent_titles(title_rows),
+            titles=read_titles(title_files, named_paths(title_paths), columns_of_titles, rows.kept),
             segments=segments,
             rows=rows.total,
             left_out=rows.left_out,

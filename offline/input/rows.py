@@ -131,15 +131,16 @@ def _value(table: Table, column: str, kind: Kind) -> pl.Expr:
     """
     if kind == "time":
         time = table.time(column)
-        is_number = table.schema[column].is_numeric()
-        is_missing = (table.number(column) if is_number else table.text(column)).is_null()
-        is_missing |= (time == START_OF_1970).fill_null(value=False)
+        is_missing = table.is_absent(column) | (time == START_OF_1970).fill_null(value=False)
         return pl.when(~is_missing).then(time.fill_null(_UNREAD))
     if kind == "amount":
         number = table.number_or_inf(column)
         return pl.when(number != 0).then(number).otherwise(1.0)
     if kind in ("score", "boost"):
-        return table.number(column).fill_null(inf)
+        # float32 by its shortest decimal form: 0.1 stays 0.1, not 0.10000000149.
+        is_short = table.schema[column] == pl.Float32
+        number = pl.col(column).cast(pl.String).cast(pl.Float64) if is_short else table.number(column)
+        return number.fill_nan(None).fill_null(inf)
     if kind == "stock":
         word = table.text(column).str.strip_chars().str.to_lowercase()
         amount = word.replace_strict(_STOCK_WORDS, default=None, return_dtype=pl.Float64)
@@ -433,8 +434,19 @@ def most_frequent(rows: pl.LazyFrame, key: str, value: str, text: pl.Expr) -> pl
     return most_frequent_first.unique(key, keep="first", maintain_order=True).drop("rows")
 
 
-def most_frequent_titles(rows: pl.LazyFrame) -> dict[str, str]:
-    """Return the most frequent title of each item in *rows* [item, perhaps title], by item."""
+def read_titles(
+    files: Sequence[DataFile],
+    source: str,
+    named: Mapping[str, str | None],
+    rows: pl.LazyFrame,
+    form: Format | None = None,
+) -> dict[str, str]:
+    """Return the most frequent title of each item in *files* of titles or, without any, in *rows* [item, title].
+
+    *source*, *named* and *form* are those of `values_by_role`.
+    """
+    if files:
+        rows = values_by_role(files, source, ["item", "title"], named, form).lazy()
     if "title" not in rows.collect_schema():
         return {}
     title = pl.col("title").cast(pl.String).str.strip_chars()

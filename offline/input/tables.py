@@ -98,17 +98,18 @@ class Table:
         """Return the column as a float, null for a missing number and any other text; raises DataError as `text`."""
         dtype = self._dtype_of(name, "number")
         number = pl.col(name)
-        # A float32 by its shortest decimal form: 0.1 stays 0.1, not 0.10000000149.
-        if dtype == pl.Float32 or not (dtype.is_numeric() or dtype == pl.Boolean):
+        if not (dtype.is_numeric() or dtype == pl.Boolean):
             number = number.cast(pl.String, strict=False).str.strip_chars()
         return number.cast(pl.Float64, strict=False).fill_nan(None)
 
+    def is_absent(self, name: str) -> pl.Expr:
+        """Return whether the value is null, NaN or blank; never null."""
+        dtype = self.schema[name]
+        return (self.text(name) if dtype.is_float() or dtype == pl.String else pl.col(name)).is_null()
+
     def number_or_inf(self, name: str) -> pl.Expr:
         """Return the column as a float, null for a missing value, inf for any other text than a number."""
-        number = self.number(name)
-        if self.schema[name].is_numeric() or self.schema[name] == pl.Boolean:
-            return number
-        return pl.when(self.text(name).is_not_null()).then(number.fill_null(inf))
+        return pl.when(~self.is_absent(name)).then(self.number(name).fill_null(inf))
 
     def time(self, name: str) -> pl.Expr:
         """Return the column *name* as a time in UTC, without a zone; null if it cannot be read.

@@ -169,12 +169,12 @@ def test_left_out_rows_are_counted_by_their_first_reason(tmp_path: Path) -> None
     assert interactions.rows == 10
     assert list(interactions.left_out.items()) == [
         ("not country=FR", 1),
+        ("weight zero or less", 2),
         ("no user", 1),
         ("no item", 1),
         ("user id over 256 bytes", 1),
         ("item id over 256 bytes", 1),
         ("no weight", 1),
-        ("weight zero or less", 2),
     ]
     assert pairs_of(interactions) == [("u", "i", 1.0), ("v", "j", 2.0)]
 
