@@ -1,6 +1,7 @@
 """Column names by role, and formats of numbers, times, half-lives (`30d`) and event weights (`view=1,buy=5`)."""
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import combinations, product
@@ -17,8 +18,10 @@ DECIMAL_COMMA = r"^[+-]?(\d+|\d{1,3}(\.\d{3})+),\d+$"
 NO_TIMES = "none"  # as the time column
 # Or milli-, micro- or nanoseconds, recognized by their size.
 EPOCH = "seconds since 1970"
-# Read by Python, as these forms are rare, such as an hour alone, and weeks.
+# Read by Python, as these forms are rare: an hour alone, weeks, days of the year, and 24:00.
 _OTHER_ISO = "ISO-8601"
+_DAY_OF_YEAR = re.compile(r"^\d{4}-\d{3}(?!\d)")
+_END_OF_DAY = re.compile(r"(?<=[T ])24(?=(:?00){0,2}(\.0+)?([Z+-]|$))")
 # BigQuery and PostgreSQL write " UTC".
 _ZONES = ("Z", "%#z", "", " UTC")
 _ISO_FORMATS = (
@@ -220,10 +223,17 @@ def read_time(name: str, dtype: pl.DataType, layout: str) -> pl.Expr:
     return time.dt.replace_time_zone(None) if "%z" in layout or "%#z" in layout else time
 
 
+def _date_of_day(day_of_year: re.Match[str]) -> str:
+    """Return 2026-10-21 for 2026-294."""
+    return datetime.strptime(day_of_year[0], "%Y-%j").date().isoformat()  # noqa: DTZ007 -- naive UTC
+
+
 def iso_time(text: str) -> datetime | None:
     """Return a date or time in any form of ISO 8601 as a naive time in UTC, or None."""
     try:
-        time = datetime.fromisoformat(text)
+        text, days = _END_OF_DAY.subn("00", text)
+        text = _DAY_OF_YEAR.sub(_date_of_day, text)
+        time = datetime.fromisoformat(text) + timedelta(days=days)
         return time if time.tzinfo is None else time.astimezone(UTC).replace(tzinfo=None)
     except (ValueError, OverflowError):  # beyond the years 1 to 9999
         return None

@@ -249,6 +249,7 @@ WITH_SECONDS = (
     "20231114221320",
     "2023-W46-2T22:13:20Z",
     "2023W462T221320Z",
+    "2023-318T22:13:20Z",
 )
 WITHOUT_SECONDS = ("2023-11-14T22:13Z", "2023-11-14T23:13+01:00", "2023-11-14 22:13 UTC", "20231114T2213Z")
 
@@ -267,7 +268,12 @@ def test_times_are_read_in_many_ways(text: str, second: int, tmp_path: Path) -> 
     [
         ("2023-11-14T22Z", datetime(2023, 11, 14, 22)),  # noqa: DTZ001 -- naive UTC
         ("20231114T23+01", datetime(2023, 11, 14, 22)),  # noqa: DTZ001 -- naive UTC
+        ("2023-12-31T24:00:00Z", datetime(2024, 1, 1)),  # noqa: DTZ001 -- naive UTC
+        ("20231231T24Z", datetime(2024, 1, 1)),  # noqa: DTZ001 -- naive UTC
+        ("2023-12-31 24:00", datetime(2024, 1, 1)),  # noqa: DTZ001 -- naive UTC
         ("2023-W46-2", datetime(2023, 11, 14)),  # noqa: DTZ001 -- naive UTC
+        ("2023-318", datetime(2023, 11, 14)),  # noqa: DTZ001 -- naive UTC
+        ("2024-366", datetime(2024, 12, 31)),  # noqa: DTZ001 -- naive UTC
     ],
 )
 def test_rare_forms_of_iso_8601_are_read_in_columns_and_filters(text: str, moment: datetime, tmp_path: Path) -> None:
