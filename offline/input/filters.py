@@ -13,6 +13,8 @@ from hotplate.offline.options import Format
 
 _FILTER_PATTERN = re.compile(r"\s*([^<>=!~]*[^<>=!~\s])\s*(>=|<=|==|!=|!~|=|~|>|<)(.*)", re.DOTALL)
 _ORDERS = {">": pl.Expr.gt, ">=": pl.Expr.ge, "<": pl.Expr.lt, "<=": pl.Expr.le}
+# The values that a column of Booleans is compared with; the empty one is a missing value.
+_BOOLEANS = ("true", "false", "1", "0", "")
 _MONTH_PATTERN = re.compile(r"\d{4}-\d\d")
 _QUOTED_PATTERN = re.compile(r"([\"']).*\1", re.DOTALL)
 # Ids such as 007, and hashes such as 0e46.
@@ -50,6 +52,8 @@ class Filter:
             matches = table.text(name).str.contains(self.value).fill_null(value=False)
             return matches if self.operator == "~" else ~matches
 
+        if table.schema[name] == pl.Boolean and self.value.lower() not in _BOOLEANS:
+            raise self._type_error(table, name)
         if self.operator in _ORDERS:
             return self._is_in_order(table, name).fill_null(value=False)
         is_equal = self._is_equal(table, name)
@@ -76,7 +80,7 @@ class Filter:
             return is_equal if _LEADING_ZERO_PATTERN.match(value) else is_equal | is_same.fill_null(value=False)
         if time is not None and not isinstance(dtype, pl.Time):
             return is_equal | self._times(table, name).eq_missing(pl.lit(time, pl.Datetime("us")))
-        if value and (is_date(dtype) or dtype.is_numeric() or dtype == pl.Boolean):
+        if value and (is_date(dtype) or dtype.is_numeric()):
             raise self._type_error(table, name)
         return is_equal
 
@@ -101,8 +105,8 @@ class Filter:
         """Return the error for a value that cannot be compared with the column *name*."""
         return SettingError(
             f"The filter {self.text!r} compares with {self.value!r}, but the column {name!r} of {table.file} is of "
-            f"type {table.schema[name]}; write a date as 2026-01-31, a number as 1000 or 2.5, true, false, or nothing "
-            "for a missing value."
+            f"type {table.schema[name]}; write a date as 2026-01-31, a number as 1000 or 2.5, a Boolean as true or "
+            "false, or nothing for a missing value."
         )
 
     def _times(self, table: Table, name: str) -> pl.Expr:
