@@ -197,9 +197,7 @@ def find_files(path: Path) -> list[DataFile]:
     """
     if not path.exists():
         raise DataError(f"{path} does not exist; give a CSV, TSV, JSON lines or Parquet file, or a folder of them.")
-    if not path.is_file() and not path.is_dir():
-        raise DataError(f"{path} is a pipe or a device, which can be read only once; write the data to a file first.")
-    files = [*_files_in_folder(path)] if path.is_dir() else [DataFile(path)]
+    files = _files_at(path)
     if not files:
         raise DataError(f"The folder {path} holds no files, neither directly nor in folders such as date=2026-01-01.")
 
@@ -210,6 +208,15 @@ def find_files(path: Path) -> list[DataFile]:
                 "files."
             )
     return files
+
+
+def _files_at(path: Path) -> list[DataFile]:
+    """Return *path*, or the files in this folder and its `key=value` folders; raises DataError for a pipe."""
+    if path.is_dir():
+        return [*_files_in_folder(path)]
+    if path.is_file():
+        return [DataFile(path)]
+    raise DataError(f"{path} is a pipe or a device, which can be read only once; write the data to a file first.")
 
 
 def _files_in_folder(folder: Path) -> Iterator[DataFile]:
@@ -261,13 +268,18 @@ def digest(files: Iterable[tuple[str, Path]]) -> str:
 def digest_of_paths(paths: Iterable[Path]) -> str:
     """Return a hexadecimal digest of the files and folders at *paths*, local or remote, to see whether they change.
 
-    Of a folder, the files that `find_files` returns count. Local files are read whole. Remote ones are not read: their
+    Files of any kind count, such as those of a model. Local files are read whole. Remote ones are not read: their
     sizes, times and tags, as fsspec reports them, count. Raises DataError for a path that does not exist.
     """
     states = list[str]()
     for path in paths:
         url = url_of(path)
-        states += [fingerprint(find_files(path))] if url is None else _states_of_remote(url)
+        if url is not None:
+            states += _states_of_remote(url)
+            continue
+        if not path.exists():
+            raise DataError(f"{path} does not exist.")
+        states.append(fingerprint(_files_at(path)))
     return xxhash.xxh3_128_hexdigest("\n".join(states).encode())
 
 
