@@ -1,5 +1,6 @@
 """Input files, local or remote, and their fingerprints."""
 
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -224,7 +225,9 @@ def _files_in_folder(folder: Path) -> Iterator[DataFile]:
 
     Such a folder, as `date=2026-01-01`, is a column `date` with the same value in all files below it.
     """
-    for path in sorted(folder.rglob("*")):
+    # Links to folders count as folders, which `rglob` does not enter.
+    paths = (Path(parent, name) for parent, _, names in os.walk(folder, followlinks=True) for name in names)
+    for path in sorted(paths):
         *folders, name = path.relative_to(folder).parts
         if not path.is_file() or any(map(_is_hidden, (*folders, name))):
             continue

@@ -170,6 +170,16 @@ def test_hidden_files_do_not_change_the_digest_of_a_folder(*, remote: bool, tmp_
     assert digest_of_paths([folder]) != before
 
 
+def test_links_to_folders_are_read_as_folders(tmp_path: Path) -> None:
+    folder = tmp_path / "log"
+    write(folder / "date=2026-01-01" / "a.csv", "user,item\nu,i\n")
+    write(tmp_path / "elsewhere" / "a.csv", "user,item\nv,j\n")
+    before = digest_of_paths([folder])
+    (folder / "date=2026-01-02").symlink_to(tmp_path / "elsewhere")
+    assert read_interactions(folder).rows == 2
+    assert digest_of_paths([folder]) != before
+
+
 @pytest.fixture
 def web(tmp_path: Path) -> Iterator[str]:
     """Serve `tmp_path/web` over HTTP, whatever the query."""
