@@ -40,6 +40,8 @@ _MOST_ROWS_SHOWN = 5
 _ROUNDED_PATTERN = r"^-?(\d(\.\d+)?[eE]\+\d{2,}|(9\d{15}|\d{17,})\.0)$"
 # In a column of floats, `Table.text` keeps the point of whole numbers that the type rounds.
 _ROUNDED_FLOAT_PATTERN = r"\.0$|e\+|inf"
+# Arrays and objects of JSON among texts.
+_NESTED_PATTERN = r'(?s)^(\[(\]|(["\[{\d-]|null|true|false).*\]$)|\{["}])'
 _UNREAD = datetime.min  # noqa: DTZ901 -- naive UTC
 _USUAL_TIMES = "ISO 8601 or seconds since 1970; give --time-format, as %d/%m/%Y, or --time-column none"
 
@@ -102,6 +104,7 @@ def _is_long(value: pl.Expr, _: pl.DataType) -> pl.Expr:
 
 
 _ROUNDED = Fault("is a rounded number", ", so different ids may have become one; write ids as whole numbers or texts")
+_NESTED = Fault("is an array or an object; write one id, as a text or a number")
 _NO_NUMBER = Fault("is not a finite number", " (write a decimal point)", DECIMAL_COMMA)
 _NO_TIME = Fault("is not a time as {layout}")
 _NO_STOCK = Fault("is neither a number nor true or false")
@@ -167,7 +170,7 @@ class RowSchema:
     def __post_init__(self) -> None:
         """Malformed rows are bad."""
         self.values[EXTRA] = pl.col(EXTRA)
-        fault = Fault(self.table.malformed_fault)
+        fault = Fault("is not a JSON object" if self.table.is_json else "stands after the last field")
         self.checks["malformed row"] = Check(pl.col(EXTRA).is_not_null(), fault, EXTRA)
 
     @classmethod
@@ -194,6 +197,11 @@ class RowSchema:
         if len(ids) > 1:
             is_header = pl.all_horizontal(pl.col(role).eq_missing(column) for role, column in ids.items())
             self.checks["header again"] = Check(is_header)
+
+        for role, column in columns.items():
+            if self.table.is_json and kind_of(role) in ("id", "group"):
+                is_nested = pl.col(role).str.contains(_NESTED_PATTERN)
+                self.checks[f"{role} id that is an array or an object"] = Check(is_nested, _NESTED, column)
 
         layout = self.table.form.time_format or _USUAL_TIMES
         for check in _CHECKS:
@@ -422,18 +430,6 @@ def values_by_role(
         return rows.kept.select("item", pl.exclude("item", FILE, ROW)).collect(engine="streaming")
 
 
-def most_frequent(rows: pl.LazyFrame, key: str, value: str, text: pl.Expr) -> pl.DataFrame:
-    """Return the most frequent *text* of the column *value* for each *key* in *rows*; ties by alphabet [key, value].
-
-    Rows without a text are left out. *text* is computed of few rows: of each different value of a key.
-    """
-    counts = rows.group_by(key, value).agg(rows=pl.len()).collect(engine="streaming")
-    texts = counts.select(pl.col(key).cast(pl.String), text.alias(value), "rows").filter(pl.col(value) != "")
-    # Different values may have the same text.
-    most_frequent_first = texts.group_by(key, value).sum().sort(key, "rows", value, descending=[False, True, False])
-    return most_frequent_first.unique(key, keep="first", maintain_order=True).drop("rows")
-
-
 def read_titles(
     files: Sequence[DataFile],
     source: str,
@@ -443,11 +439,18 @@ def read_titles(
 ) -> dict[str, str]:
     """Return the most frequent title of each item in *files* of titles or, without any, in *rows* [item, title].
 
-    *source*, *named* and *form* are those of `values_by_role`.
+    Of equally frequent ones, it is the first in the alphabet. *source*, *named* and *form* are those of
+    `values_by_role`.
     """
     if files:
         rows = values_by_role(files, source, ["item", "title"], named, form).lazy()
     if "title" not in rows.collect_schema():
         return {}
+    # Titles are stripped of few rows: of each different one of an item.
+    counts = rows.group_by("item", "title").agg(rows=pl.len()).collect(engine="streaming")
     title = pl.col("title").cast(pl.String).str.strip_chars()
-    return dict(most_frequent(rows, "item", "title", title).iter_rows())
+    titles = counts.select(pl.col("item").cast(pl.String), title, "rows").filter(pl.col("title") != "")
+    # Different titles may be the same when stripped.
+    sums = titles.group_by("item", "title").sum()
+    most_frequent_first = sums.sort("item", "rows", "title", descending=[False, True, False])
+    return dict(most_frequent_first.unique("item", keep="first", maintain_order=True).drop("rows").iter_rows())

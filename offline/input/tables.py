@@ -55,9 +55,9 @@ class DescribedRow(NamedTuple):
 class Table:
     """One file. All columns of a text file are text, or Booleans in JSON; null for a missing value.
 
-    frame            the columns of *schema*, ROW and EXTRA
-    first_row        number of the first data row in the file, from 1
-    malformed_fault  what is wrong with malformed rows, those with a value of EXTRA, as the end of a sentence
+    frame      the columns of *schema*, ROW and EXTRA; malformed rows have a value of EXTRA
+    first_row  number of the first data row in the file, from 1
+    is_json    whether texts may be arrays or objects of JSON
     """
 
     file: DataFile
@@ -65,7 +65,7 @@ class Table:
     form: Format
     schema: dict[str, pl.DataType] = field(default_factory=dict)
     first_row: int = 1
-    malformed_fault: str = ""
+    is_json: bool = False
 
     def text(self, name: str) -> pl.Expr:
         """Return an expression for the column *name* as text, null for a missing or blank value.
@@ -209,7 +209,7 @@ def _scan_file(file: DataFile, form: Format) -> Table:
     first, second = [*head, "", ""][:2]
     first = first.removeprefix("\ufeff")
     if first.lstrip().startswith("{"):
-        return Table(file, _scan_json(file), form, malformed_fault="is not a JSON object")
+        return Table(file, _scan_json(file), form, is_json=True)
 
     separator_line = SEPARATOR_LINE.match(first)
     if separator_line is None:
@@ -256,7 +256,7 @@ def _scan_csv(file: DataFile, form: Format, first: str, skipped: int = 0) -> Tab
     if plain_names:
         frame = frame.with_columns(pl.col(*names).str.strip_chars()).rename(plain_names)
     first_row = 1 + skipped + form.header
-    return Table(file, frame, form, first_row=first_row, malformed_fault="stands after the last field")
+    return Table(file, frame, form, first_row=first_row)
 
 
 def _decode_binary_columns(frame: pl.LazyFrame) -> pl.LazyFrame:

@@ -140,6 +140,10 @@ def test_left_out_rows_are_counted_and_scores_keep_their_digits(tmp_path: Path) 
 
 
 BAD = {
+    "array.jsonl": (
+        '{"user": 1, "item": 2, "score": 1}\n{"user": 1, "item": [3], "score": 1}\n',
+        "row 2, column 'item': '[3]' is an array or an object; write one id",
+    ),
     "columns.csv": ("user,item,points\na,b,1\n", "looks like the score"),
     "nouser.csv": ("who,item,score\na,b,1\n", "looks like the user"),
     "word.csv": ("user,item,score\na,b,1\nb,c,many\n", "row 3, column 'score': 'many'"),

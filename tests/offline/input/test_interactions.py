@@ -15,6 +15,7 @@ from hypothesis import assume
 from hypothesis import strategies as st
 
 from hotplate.offline.errors import DataError, SettingError
+from hotplate.offline.evaluate.reports import read_truth
 from hotplate.offline.input.columns import NULL_VALUES
 from hotplate.offline.input.interactions import read_interactions
 from hotplate.offline.input.rows import read_roles_of
@@ -542,3 +543,34 @@ def test_filters_keep_the_same_rows_of_every_format(fmt: str, tmp_path: Path) ->
 def test_arrays_among_other_values_in_json_do_not_keep_a_file_from_being_read(tmp_path: Path) -> None:
     rows = '{"user": 1, "item": "a", "category": ["x", "y"]}\n{"user": 2, "item": "b", "category": 5}\n'
     assert pairs_of(read_interactions(write(tmp_path / "a.jsonl", rows))) == [("1", "a", 1.0), ("2", "b", 1.0)]
+
+
+NESTED_IDS = {
+    "[2]": '{"user": 1, "item": "a"}\n{"user": [2], "item": "b"}\n',
+    '["v", "w"]': '{"user": "u", "item": "a"}\n{"user": ["v", "w"], "item": "b"}\n',
+    "[]": '{"user": "[x", "item": "a"}\n{"user": [], "item": "b"}\n',
+    "[true]": '{"user": null, "item": "a"}\n{"user": [true], "item": "b"}\n{"user": "u", "item": "a"}\n',
+    '{"id": 2}': '{"user": "{3F2504E0}", "item": "a"}\n{"user": {"id": 2}, "item": "b"}\n',
+}
+
+
+@pytest.mark.parametrize("value", NESTED_IDS)
+def test_an_id_that_is_an_array_or_an_object_is_a_bad_row(value: str, tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", NESTED_IDS[value])
+    message = f"a.jsonl, row 2, column 'user': {value!r} is an array or an object; write one id, as a text or a number"
+    with pytest.raises(DataError, match=re.escape(message)):
+        read_interactions(path)
+    with pytest.raises(DataError, match=re.escape(message)):
+        read_truth(path, {})
+
+
+@pytest.mark.parametrize("role", ["title", "category", "boost"])
+def test_an_item_that_is_an_array_is_refused_in_each_file_of_items(role: str, tmp_path: Path) -> None:
+    rows = f'{{"item": "a", "{role}": 1}}\n{{"item": ["b"], "{role}": 2}}\n'
+    with pytest.raises(DataError, match=r"""row 2, column 'item': '\["b"\]' is an array or an object"""):
+        read_roles_of(write(tmp_path / "items.jsonl", rows), ["item", role])
+
+
+def test_ids_in_brackets_are_read_from_csv(tmp_path: Path) -> None:
+    read = read_interactions(write(tmp_path / "a.csv", "user,item\n[2],a\n[3],b\n"))
+    assert pairs_of(read) == [("[2]", "a", 1.0), ("[3]", "b", 1.0)]
