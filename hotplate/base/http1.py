@@ -331,12 +331,34 @@ class ConnectionPool:
                 if self._proxy is None:
                     await connect(partial(ClientConnection, self), *self._server, ssl=self._tls)
                 else:
-                    tunnel = await asyncio.to_thread(self._proxy.open_tunnel, *self._server, CONNECT_S)
-                    host = None if self._tls is None else self._server[0]
-                    await connect(partial(ClientConnection, self), sock=tunnel, ssl=self._tls, server_hostname=host)
+                    await self._connect_through(self._proxy)
         except (OSError, UnicodeError) as error:  # UnicodeError: invalid host
             self._connect_error = error
             self._pause()
+
+    async def _connect_through(self, proxy: Proxy) -> None:
+        """Open a connection through a tunnel of *proxy*, with TLS inside it; raises OSError."""
+        loop = asyncio.get_running_loop()
+        reader = asyncio.StreamReader()
+        receive = partial(asyncio.StreamReaderProtocol, reader)
+        transport, _ = await loop.create_connection(receive, proxy.host, proxy.port)
+        opened: asyncio.Transport | None = transport
+        connection = ClientConnection(self)
+
+        try:
+            transport.write(proxy.tunnel_request(*self._server))
+            await _read_tunnel_answer(reader)
+            if self._tls is None:
+                transport.set_protocol(connection)
+            else:
+                opened = await loop.start_tls(transport, connection, self._tls, server_hostname=self._server[0])
+        except BaseException:
+            transport.abort()
+            raise
+
+        if opened is None:
+            raise ConnectionResetError("the proxy has closed the tunnel")
+        connection.connection_made(opened)
 
     def _opened(self, opening: asyncio.Task[None]) -> None:
         self._opening.discard(opening)
@@ -380,3 +402,14 @@ class ConnectionPool:
         if connection in self._idle:
             self._idle.remove(connection)
         self._dispatch(loop_time())
+
+
+async def _read_tunnel_answer(reader: asyncio.StreamReader) -> None:
+    """Read a proxy's answer to the request for a tunnel; ConnectionError if it is not 200."""
+    try:
+        head = await reader.readuntil(END_OF_HEAD)
+    except (EOFError, asyncio.LimitOverrunError) as error:
+        raise ConnectionError(f"the proxy opened no tunnel: {error}") from error
+    status = head[9:12]  # of "HTTP/1.1 200 OK"
+    if status != b"200" or reader.at_eof():
+        raise ConnectionError(f"the proxy opened no tunnel, and answered {status!r}")

@@ -6,11 +6,7 @@ They are read as by curl and Python's requests. This machine is reached directly
 import os
 from base64 import b64encode
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
-
-if TYPE_CHECKING:
-    from socket import socket
 
 LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
 
@@ -30,22 +26,14 @@ class Proxy:
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"http://{host}:{self.port}"
 
-    def open_tunnel(self, host: str, port: int, timeout_s: float) -> "socket":
-        """Return a socket that the proxy connects to a server, each step within *timeout_s*; raises OSError."""
-        from http.client import HTTPConnection, HTTPException  # noqa: PLC0415 -- slow to import
-
-        connection = HTTPConnection(self.host, self.port, timeout=timeout_s)
-        headers = dict[str, str]()
+    def tunnel_request(self, host: str, port: int) -> bytes:
+        """Return the request for a tunnel to a server."""
+        server = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        lines = [f"CONNECT {server} HTTP/1.1", f"Host: {server}"]
         if self.credentials is not None:
             encoded = b64encode(":".join(self.credentials).encode()).decode()
-            headers["Proxy-Authorization"] = f"Basic {encoded}"
-        connection.set_tunnel(host, port, headers)
-        try:
-            connection.connect()
-        except (OSError, HTTPException) as error:
-            connection.close()
-            raise ConnectionError(f"the proxy opened no tunnel: {error}") from error
-        return connection.sock
+            lines.append(f"Proxy-Authorization: Basic {encoded}")
+        return "\r\n".join((*lines, "", "")).encode()
 
 
 def proxy_for(url: str) -> Proxy | None:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import ssl
+import threading
 from base64 import b64encode
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -136,9 +137,10 @@ def test_requests_go_through_a_tunnel(
         b"HTTP/1.1 407 No\r\n\r\n",
         b"",
         b"nonsense\r\n\r\n",
-        b"HTTP/1.1 " + b"x" * 20_000,
+        b"\r\n\r\n",
+        b"HTTP/1.1 " + b"x" * 200_000,
     ],
-    ids=["refused", "closed", "nonsense", "large"],
+    ids=["refused", "closed", "nonsense", "empty", "large"],
 )
 async def test_a_proxy_without_a_tunnel_is_a_failed_connect(answer: bytes) -> None:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -151,6 +153,50 @@ async def test_a_proxy_without_a_tunnel_is_a_failed_connect(answer: bytes) -> No
         with pytest.raises(RequestFailed, match="connect"):
             await pool.request(REQUEST, 30)
         await pool.close()
+
+
+@pytest.mark.parametrize("is_closed", [False, True], ids=["timeout", "close"])
+async def test_a_slow_proxy_is_left_when_its_tunnel_is_not_opened_in_time(
+    monkeypatch: pytest.MonkeyPatch, *, is_closed: bool
+) -> None:
+    """A proxy that sends header after header, each in time, ties up neither a thread nor a socket."""
+    monkeypatch.setattr("hotplate.base.http1.CONNECT_S", 300 if is_closed else 0.2)
+    threads = threading.active_count()
+    answering = asyncio.Event()
+    left = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\n")
+        closed = asyncio.ensure_future(reader.read())
+        while not closed.done():
+            answering.set()
+            writer.write(b"X-Wait: 1\r\n")
+            await asyncio.wait([closed], timeout=0.01)
+        await asyncio.gather(closed, return_exceptions=True)
+        left.set()
+        writer.close()
+
+    async with listening(serve) as port, asyncio.timeout(60):
+        pool = ConnectionPool("a.example", 443, proxy=Proxy("127.0.0.1", port))
+        request = asyncio.ensure_future(pool.request(REQUEST, 300))
+        await answering.wait()
+        if is_closed:
+            await pool.close()
+        with pytest.raises(RequestFailed, match="connect"):
+            await request
+        await left.wait()
+        assert threading.active_count() == threads
+        await pool.close()
+
+
+async def test_a_tunnel_to_an_ipv6_address_is_requested_in_brackets() -> None:
+    async with proxying(b"HTTP/1.1 503 No\r\n\r\n") as (port, heard):
+        pool = ConnectionPool("::1", 443, proxy=Proxy("127.0.0.1", port))
+        with pytest.raises(RequestFailed, match="connect"):
+            await pool.request(REQUEST, 30)
+        await pool.close()
+        assert heard[0].startswith(b"CONNECT [::1]:443 ")
 
 
 async def look_up(host: str) -> None:
