@@ -259,7 +259,7 @@ def _checked_values(layer: InputSource) -> dict[str, Any]:
     for name, value in layer.values.items():
         label = layer.label_of(name)
         if name not in INPUT_FIELDS:
-            advice = did_you_mean(name, INPUT_FIELDS) or f"there are {', '.join(INPUT_FIELDS)}"
+            advice = did_you_mean(name, INPUT_FIELDS) or f"remove it, or use one of {', '.join(INPUT_FIELDS)}"
             raise PlanMisused(f"{label} is not an input of a plan; {advice}")
         values[name] = _checked_value(INPUT_FIELDS[name], value, label)
     return values
@@ -271,6 +271,12 @@ def _require_agreement(inputs: Inputs) -> None:
         raise PlanMisused(
             f"consistency is {inputs.consistency}, and the integrated cache (gateway_hit_rate) answers "
             f"{' and '.join(CACHED)} reads only"
+        )
+    growth = (1 + inputs.growth_percent / 100) ** inputs.months
+    if max(inputs.users + inputs.items, inputs.peak_rps) * growth > 2 * MOST:
+        raise PlanMisused(
+            f"{inputs.months} months of {inputs.growth_percent:g} % make {growth:,.3g} times the load, more than "
+            f"{2 * MOST:,.10g} users, items or requests/s"
         )
     answered = inputs.regions * inputs.region_share
     if round(answered, 3) < 1:

@@ -53,7 +53,11 @@ def test_a_flag_wins_over_the_environment_and_both_over_the_file(tmp_path: Path)
     ("arguments", "sentence"),
     [
         ([*LEAST, "--set", "kept"], "--set takes NAME=VALUE, not 'kept'"),
-        ([*LEAST, "--set", "speed=1"], "--set speed is not an input of a plan; there are users, peak_rps, "),
+        (
+            [*LEAST, "--set", "speed=1"],
+            "--set speed is not an input of a plan; remove it, or use one of users, ",
+        ),
+        ([*LEAST, "--growth-percent", "100", "--months", "120"], "make 1.33e+36 times the load, more than"),
         ([*LEAST, "--set", "region=1"], "--set region is not an input of a plan; did you mean regions?"),
         ([*LEAST, "--why", "serve_r"], "there is no figure 'serve_r'; did you mean serve_ru?"),
         ([*LEAST, "--regions", "1,000"], "'1,000', and must be a whole number, as 1500, 1.5k or 2M"),
