@@ -382,7 +382,7 @@ OVERRIDES = st.lists(
 )
 
 
-@pytest.mark.parametrize("row", ["i{},,true", "i{},,", "", "i{},5,"], ids=["denied", "empty", "blank", "value"])
+@pytest.mark.parametrize("row", ["i{},,true", "i{},,", "i{},5,"], ids=["denied", "empty", "value"])
 @pytest.mark.parametrize("end", ["\n", "\r", "\r\n"])
 def test_each_row_of_overrides_counts_towards_the_limit(monkeypatch: pytest.MonkeyPatch, row: str, end: str) -> None:
     monkeypatch.setattr("hotplate.serve.lists.deny_list.MAX_OVERRIDES", 10)
@@ -393,6 +393,16 @@ def test_each_row_of_overrides_counts_towards_the_limit(monkeypatch: pytest.Monk
     parse_overrides(written(10))
     with pytest.raises(DenyListInvalid, match="over 10 rows or values"):
         parse_overrides(written(12))
+
+
+@pytest.mark.parametrize(
+    "rows", [["item,stock", "a,5", "b,6"], ['{"item": "a", "stock": 5}', '{"item": "b", "stock": 6}']]
+)
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_blank_lines_are_no_rows_of_overrides(monkeypatch: pytest.MonkeyPatch, rows: list[str], end: str) -> None:
+    monkeypatch.setattr("hotplate.serve.lists.deny_list.MAX_OVERRIDES", 10)
+    blank_lines = end * 20
+    assert parse_overrides(blank_lines.join(rows).encode()) == parse_overrides(end.join(rows).encode())
 
 
 @settings(max_examples=50)
