@@ -412,4 +412,4 @@ async def _read_tunnel_answer(reader: asyncio.StreamReader) -> None:
         raise ConnectionError(f"the proxy opened no tunnel: {error}") from error
     status = head[9:12]  # of "HTTP/1.1 200 OK"
     if status != b"200" or reader.at_eof():
-        raise ConnectionError(f"the proxy opened no tunnel, and answered {status!r}")
+        raise ConnectionError(f"the proxy opened no tunnel, and answered {status.decode('latin-1')}")

@@ -225,7 +225,7 @@ def _files_in_folder(folder: Path) -> Iterator[DataFile]:
 
     Such a folder, as `date=2026-01-01`, is a column `date` with the same value in all files below it.
     """
-    # Links to folders count as folders, which `rglob` does not enter.
+    # Links to folders count as folders, which Path.rglob does not enter.
     paths = (Path(parent, name) for parent, _, names in os.walk(folder, followlinks=True) for name in names)
     for path in sorted(paths):
         *folders, name = path.relative_to(folder).parts

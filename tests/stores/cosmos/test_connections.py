@@ -160,7 +160,7 @@ async def test_reason_of_a_proxy_is_named_without_its_credentials(
     async with listening(refuse) as port:
         monkeypatch.setenv("HTTPS_PROXY", f"http://name:word@127.0.0.1:{port}")
         client = SignedClient(parse("cosmos+https://account.invalid:443/d", {}), observer)
-        with pytest.raises(CosmosUnavailable, match=r"cannot be reached: the proxy opened no tunnel: .* 407") as error:
+        with pytest.raises(CosmosUnavailable, match=r"cannot be reached: the proxy opened no tunnel, .* 407") as error:
             await client.read("c", "a", PATIENCE_S)
         assert "word" not in str(error.value)
         await client.close()
