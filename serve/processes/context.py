@@ -20,7 +20,7 @@ from hotplate.serve.metrics import CONSUMED_PAIRS, DROPPED, Metrics
 from hotplate.serve.processes.logs import LogStream, SharedLog
 from hotplate.serve.processes.states import SharedStates
 from hotplate.serve.releases.comparison import SharedComparisons
-from hotplate.serve.releases.kept import KeptRelease
+from hotplate.serve.releases.kept import KeptReleases
 from hotplate.serve.settings import ServiceSettings
 from hotplate.serve.tiers.tier import tiers_of
 from hotplate.serve.watched import WatchedFiles
@@ -38,7 +38,7 @@ class ProcessContext:
     settings: ServiceSettings
     metrics: Metrics
     states: SharedStates
-    kept: KeptRelease
+    kept: KeptReleases
     comparisons: SharedComparisons
     balance: ConnectionBalance
     consumed: Consumed | None
@@ -80,7 +80,7 @@ def create_context(settings: ServiceSettings) -> ProcessContext:
             settings=settings,
             metrics=Metrics(settings.workers + 1, [*tiers]),  # the last slot is the admin process's
             states=states,
-            kept=KeptRelease(),
+            kept=KeptReleases(settings.workers),
             comparisons=SharedComparisons(len(tiers)),
             balance=ConnectionBalance(settings.workers),
             consumed=Consumed(settings.hide_consumed) if settings.hide_consumed else None,

@@ -171,15 +171,15 @@ def _own_state(
 def _share(context: ProcessContext, number: int, reader: TieredReader, state: ProcessState) -> None:
     """Write the *state* of a worker, by its number, to shared memory, and what else the worker shares.
 
-    That is the number of its connections, of lost log lines, and, by the first worker, the popular lists of the first
-    live release, for workers that are started while no store can be read.
+    That is the number of its connections, of lost log lines, and the popular lists of the first live release, for
+    workers that are started while no store can be read.
     """
     context.states.write(number, state)
     context.balance.update(number, state.connections)
     context.metrics.count_in(DROPPED_LINES, number=context.stderr.take_dropped())
     first_live = reader.first_live
-    if number == 0 and first_live is not None:
-        context.kept.keep(first_live)
+    if first_live is not None:
+        context.kept.keep(number, first_live)
 
 
 async def _open_reader(context: ProcessContext, stack: AsyncExitStack, stop: ShutdownSignals) -> TieredReader:

@@ -4,6 +4,7 @@ A truncated file ends all workers that map it, and their successors find no rele
 """
 
 import logging
+import time
 
 import msgspec
 
@@ -20,6 +21,7 @@ MAX_KEPT_BYTES = MAX_POPULAR_BYTES + (1 << 20)
 
 
 class _Record(msgspec.Struct, frozen=True):
+    at: float
     tier: str
     ref: ReleaseRef
     writer: str
@@ -27,19 +29,20 @@ class _Record(msgspec.Struct, frozen=True):
     popular: dict[str, bytes]
 
 
-class KeptRelease:
-    """The release that was kept last, by the first worker for all."""
+class KeptReleases:
+    """The release that each worker kept last."""
 
-    def __init__(self) -> None:
-        """Created before the workers, in shared memory."""
-        self._records = Records("kept release", MAX_KEPT_BYTES)
+    def __init__(self, workers: int) -> None:
+        """Created before the *workers*, with a record of each in shared memory."""
+        self._records = Records("kept release", MAX_KEPT_BYTES, workers)
+        self._workers = workers
         self._keeping: ServedRelease | None = None
 
-    def keep(self, first_live: TierRelease) -> None:
-        """Write the popular lists of a release that this worker serves to shared memory.
+    def keep(self, worker: int, first_live: TierRelease) -> None:
+        """Write the popular lists of a release that this worker serves to its record in shared memory.
 
-        They outlive the worker, and new workers answer with them until they can read a store. Lists that are too large
-        are not kept, which is logged.
+        *worker* is its number. The record outlives the worker, and new workers answer with these lists until they can
+        read a store. Lists that are too large are not kept, which is logged.
         """
         release = first_live.release
         if release is self._keeping:  # its lists were written by an earlier call
@@ -47,6 +50,7 @@ class KeptRelease:
         self._keeping = release
 
         record = _Record(
+            at=time.monotonic(),
             tier=first_live.tier,
             ref=release.ref,
             writer=release.writer,
@@ -54,22 +58,27 @@ class KeptRelease:
             popular=release.popular,
         )
         try:
-            self._records.write(0, msgspec.msgpack.encode(record))
+            self._records.write(worker, msgspec.msgpack.encode(record))
         except RecordTooLarge as error:
             log.error("the popular lists of release %s are not kept: %s", release.id, error)  # noqa: TRY400 -- expected
 
     def last(self) -> TierRelease | None:
-        """Return the kept release; None before the first.
+        """Return the newest release in the records of all workers; None if there is none.
 
         A new worker serves its popular lists until a store can be read. It has no other lists: decoding one raises
         ReleaseCorrupt.
         """
-        payload = self._records.read(0)
-        if payload is None:
+        records = list[_Record]()  # of each worker that has written one
+        for worker in range(self._workers):
+            payload = self._records.read(worker)
+            if payload is not None:
+                records.append(msgspec.msgpack.decode(payload, type=_Record))
+        if not records:
             return None
-        kept = msgspec.msgpack.decode(payload, type=_Record)
-        release = ServedRelease(kept.ref, kept.writer, kept.manifest, kept.popular, decode=_refuse_to_decode)
-        return TierRelease(kept.tier, release)
+
+        newest = max(records, key=lambda record: record.at)
+        release = ServedRelease(newest.ref, newest.writer, newest.manifest, newest.popular, decode=_refuse_to_decode)
+        return TierRelease(newest.tier, release)
 
 
 def _refuse_to_decode(key: str, _: bytes) -> bytes:
