@@ -7,7 +7,7 @@ arguments, which a client without the service needs, too, are in `hotplate.base.
 
 import re
 from functools import cached_property
-from typing import Annotated
+from typing import Annotated, Literal
 
 from msgspec import Meta, Struct, field
 from msgspec.structs import fields
@@ -29,6 +29,8 @@ POPULAR_ITEMS = "popular"
 PER_PATTERN = r"(?P<column>[\w.-]{1,64}):(?P<most>[1-9][0-9]{0,3})"
 # `after` of a first page.
 BEGIN = "0"
+# What an answer says of the list of a row: it was read, is absent, or could not be read.
+Status = Literal["ok", "unknown", "error"]
 # Of `after`, also in the dialect of JSON Schema.
 CURSOR_PATTERN = r"^0$|^[0-9]{1,4}\.[0-9A-Za-z-]{1,64}\.[0-9a-f]{16}$"
 # Items of a list to which `where` is applied: of a computed one, and as estimated of stored ones.

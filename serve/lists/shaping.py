@@ -114,10 +114,11 @@ class Shaper:
     def _gone(self, release: ServedRelease) -> list[IdTest]:
         """Return what is true for the items that nobody is shown: they are denied, or have expired."""
         policies = self._deny_list.current
-        tests = [release.filters.under(policies.overrides).expired()]
+        is_expired = release.filters.under(policies.overrides).expired()
+        tests: list[IdTest] = [] if is_expired is None else [is_expired]
         if policies.items:
             tests.append(policies.items.__contains__)
-        return [test for test in tests if test is not None]
+        return tests
 
     def _gathered(self, encoded: EncodedList, selection: Selection, left_out: Collection[IdTest]) -> bytes:
         """Return the items of the sources of an answer that are not *left_out*, up to `selection.n`."""
