@@ -731,7 +731,7 @@ cdef class _LocalRelease:
         self.release = release
         self.rows = rows
         self.seed = Checksum(release.manifest.release).seed
-        self.lookups = release.tally.lookups
+        self.lookups = release.tally.lookups[""]
         self.read_cell = tier.read_cell
 
 
@@ -1113,7 +1113,7 @@ cdef class Lane:
         try:
             opened.start = <Bytes>view.buf
             opened.end = opened.start + view.len
-            answer = self._answer_hit(request, origin.tier.name, release, release.tally.lookups, opened)
+            answer = self._answer_hit(request, origin.tier.name, release, release.tally.lookups[""], opened)
         finally:
             PyBuffer_Release(&view)
         if answer is None:

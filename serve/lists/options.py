@@ -13,7 +13,7 @@ from msgspec import Meta, Struct, field
 from msgspec.structs import fields
 
 from hotplate.base.recommendations import ITEM_FIELDS, RequestOptions
-from hotplate.stores.encoding import MAX_ID_BYTES, MAX_LIST_NAME, OVERALL, encode_id
+from hotplate.stores.encoding import MAX_ID_BYTES, MAX_LIST_NAME, OVERALL, IdTest, encode_id
 from hotplate.stores.errors import StoreMisused
 
 DEFAULT_N = 10
@@ -138,6 +138,11 @@ class Selection(Struct, frozen=True, dict=True):
     def excluded(self) -> frozenset[bytes]:
         """The ids of `exclude`, by `encode_id`."""
         return frozenset(map(encode_id, self.exclude))
+
+    @property
+    def left_out(self) -> tuple[IdTest, ...]:
+        """What is true for the items that the request leaves out by their ids."""
+        return (self.excluded.__contains__,) if self.exclude else ()
 
     @property
     def examined(self) -> int:

@@ -394,7 +394,7 @@ class TieredReader:
             return encoded
         if encoded.name != name or is_empty(encoded.body):
             encoded = self._popular_named(name, encoded)
-        encoded.release.tally.count_named(name, OUTCOMES[encoded.status])
+        encoded.release.tally.count(OUTCOMES[encoded.status], name=name)
         return encoded
 
     def _popular_named(self, name: str, encoded: EncodedList) -> EncodedList:

@@ -103,8 +103,7 @@ class Shaper:
             if not left_out or not any(is_left_out(item) for item in ids_of(items) for is_left_out in left_out):
                 return self._with_fields(encoded, selection, items)
 
-        if selection.exclude:
-            left_out.append(selection.excluded.__contains__)
+        left_out += selection.left_out
         if is_hidden is not None:
             left_out.append(is_hidden)
         if selection.per:  # the last one: it counts items that are not left out
