@@ -18,6 +18,7 @@ from hotplate.serve.lists.baskets import compute_list
 from hotplate.serve.lists.deny_list import DenyListFile
 from hotplate.serve.lists.options import DEFAULT_N, ID_OPTIONS, RECENCY, Selection
 from hotplate.serve.lists.paging import parse_cursor
+from hotplate.serve.lists.reader import TieredReader
 from hotplate.serve.lists.requests import (
     ListAnswer,
     ListRequest,
@@ -25,12 +26,11 @@ from hotplate.serve.lists.requests import (
     answer_nowait,
     answer_popular,
     read_lists,
-    shape_list,
+    shape_lists,
 )
 from hotplate.serve.lists.shaping import Shaper
 from hotplate.serve.processes.states import Reporter
 from hotplate.serve.tasks import background
-from hotplate.serve.tiers.reader import TieredReader
 from hotplate.serve.tiers.tier import tiers_of
 from hotplate.serve.watched import follow
 from hotplate.stores.encoding import ITEM, POPULAR, USER, check_id, decode
@@ -124,10 +124,7 @@ class Lists:
             requests.append(ListRequest(USER, check_id(user), selection=selection, after=cursor))
 
         lists = await read_lists(self._here, requests)
-        return [
-            recommendations_of(shape_list(self._shaper, request, encoded))
-            for request, encoded in zip(requests, lists, strict=True)
-        ]
+        return list(map(recommendations_of, shape_lists(self._shaper, requests, lists)))
 
     async def similar(
         self, item: str, n: int = DEFAULT_N, *, after: str = "", **options: Unpack[FilterOptions]

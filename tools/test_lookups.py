@@ -15,7 +15,7 @@ import pytest
 from hotplate.bench.lists import Shape, key_of
 from hotplate.bench.options import VENDOR
 from hotplate.serve.embedded import open_lists, open_sync
-from hotplate.serve.tiers.reader import TieredReader
+from hotplate.serve.lists.reader import TieredReader
 from hotplate.serve.tiers.tier import tiers_of
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.connect import connect

@@ -89,9 +89,9 @@ def lookup(
 async def _answer_request(request: "ListRequest", release: str | None, store: Store) -> Recommendations:
     """Return what a service that reads only *store* would answer to *request*, perhaps in another *release*."""
     from hotplate.serve.embedded import recommendations_of
+    from hotplate.serve.lists.reader import TieredReader
     from hotplate.serve.lists.requests import answer_list
     from hotplate.serve.lists.shaping import Shaper
-    from hotplate.serve.tiers.reader import TieredReader
 
     reader = TieredReader({"store": store}, budget_s=10.0)
     if release is not None:

@@ -20,6 +20,7 @@ from hotplate.serve.api.routes import EVENTS_TAG, LISTS_TAG, OPERATIONS, SCORING
 from hotplate.serve.api.scoring import Scoring
 from hotplate.serve.consumed.table import Consumed
 from hotplate.serve.errors import NotReady, UnknownList
+from hotplate.serve.lists.reader import TieredReader
 from hotplate.serve.lists.shaping import Shaper
 from hotplate.serve.metrics import OTHER, request_cell
 from hotplate.serve.problems import Problem, bad_parameter, not_ready, unknown_list
@@ -27,7 +28,6 @@ from hotplate.serve.processes.readiness import WorkerReadiness
 from hotplate.serve.telemetry.access_log import AccessLog, report
 from hotplate.serve.telemetry.records import ListOrigin, RequestRecord
 from hotplate.serve.telemetry.spans import use_span
-from hotplate.serve.tiers.reader import TieredReader
 from hotplate.serve.watched import WatchedFiles
 from hotplate.stores.errors import StoreMisused, StoreUnavailable
 

@@ -20,10 +20,10 @@ from hotplate.serve.lists.baskets import compute_list
 from hotplate.serve.lists.encoded_lists import EncodedList
 from hotplate.serve.lists.options import FILTERED, PreviewSelection
 from hotplate.serve.lists.paging import parse_cursor
-from hotplate.serve.lists.requests import ListAnswer, ListRequest, answer_list, read_lists, shape_list
+from hotplate.serve.lists.reader import TieredReader
+from hotplate.serve.lists.requests import ListAnswer, ListRequest, answer_list, read_lists, shape_lists
 from hotplate.serve.lists.shaping import MAX_AGE_S, Shaper
 from hotplate.serve.problems import Problem, overloaded
-from hotplate.serve.tiers.reader import TieredReader
 from hotplate.stores.catalogue import ReleaseId
 from hotplate.stores.encoding import ITEM, POPULAR, USER
 from hotplate.stores.errors import ReleaseNotFound
@@ -273,11 +273,11 @@ def results(requests: Sequence[ListRequest], lists: Sequence[EncodedList], shape
     excludes or that its user has consumed, and cuts the list.
     """
     heads = dict[tuple[str, int], bytes]()  # the members between a user and their items
-    for request, encoded in zip(requests, lists, strict=True):
+    for request, answer in zip(requests, shape_lists(shaper, requests, lists), strict=True):
+        encoded = answer.encoded
         origin = encoded.status, id(encoded.release)
         if origin not in heads:
             heads[origin] = b'"status":"%b",%b' % (encoded.status.encode(), list_head(encoded))
-        answer = shape_list(shaper, request, encoded)
         subject = b'"user":%b,%b' % (orjson.dumps(request.id), _paging_members(answer))
         yield list_body(subject, heads[origin], answer.items)
 

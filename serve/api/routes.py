@@ -168,7 +168,7 @@ OPERATIONS = (
     _probe("GET", "/health/ready", "ready", metric="/readyz"),
 )  # fmt: skip
 # Labels of metrics, in the order of the table.
-TEMPLATES = tuple(dict.fromkeys(operation.template for operation in OPERATIONS))
+TEMPLATES: tuple[str, ...] = tuple(dict.fromkeys(operation.template for operation in OPERATIONS))
 
 if len({operation.path for operation in OPERATIONS}) != len(OPERATIONS):
     raise ImportError("a path has two rows; a router takes several methods of a path, but this table has one for each")

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 from hotplate.base.recommendations import Item
-from hotplate.serve.lists.options import BEGIN, CURSOR_PATTERN, RECENCY, Count, Id, Selection
+from hotplate.serve.lists.options import BEGIN, CURSOR_PATTERN, RECENCY, Count, Id, Selection, Status
 from hotplate.stores.encoding import MAX_ID_BYTES, MAX_LIST_NAME
 
 # Users of a batch, and rows of one to score.
@@ -16,9 +16,6 @@ MAX_WEIGHT = 1_000_000
 # Events of a request, and items of each, as of a list.
 MAX_EVENTS = 1000
 MAX_ITEMS = 1000
-
-# Of a user's list: read, absent, or unreadable.
-Status = Literal["ok", "unknown", "error"]
 
 
 AfterOfUser = Annotated[

@@ -17,10 +17,10 @@ from hotplate.serve.api.parameters import MAX_BATCH_ITEMS
 from hotplate.serve.api.routes import JSON
 from hotplate.serve.api.schemas import MAX_USERS, NoQuery, ScoreBody, ScoreColumns, ScoreError, ScoreRow, User
 from hotplate.serve.lists.options import DEFAULT_N, Selection
+from hotplate.serve.lists.reader import TieredReader
 from hotplate.serve.lists.requests import ListRequest
 from hotplate.serve.lists.shaping import Shaper
 from hotplate.serve.problems import Problem, bad_parameter
-from hotplate.serve.tiers.reader import TieredReader
 from hotplate.stores.attributes import EXACT_FLOATS
 from hotplate.stores.encoding import MAX_ID_BYTES, USER, check_id
 from hotplate.stores.errors import StoreMisused, StoreUnavailable

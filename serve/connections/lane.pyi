@@ -4,11 +4,11 @@ from typing import final
 from hotplate.serve.access.auth import Guard
 from hotplate.serve.connections.answers import AnswerWriter
 from hotplate.serve.consumed.table import Consumed
+from hotplate.serve.lists.reader import TieredReader
 from hotplate.serve.lists.shaping import Shaper
 from hotplate.serve.processes.readiness import WorkerReadiness
 from hotplate.serve.telemetry.access_log import AccessLog
 from hotplate.serve.telemetry.tracing import Tracer
-from hotplate.serve.tiers.reader import TieredReader
 
 SOURCE: str
 PENDING: bytes

@@ -64,6 +64,7 @@ from hotplate.serve.problems import Problem, internal_error
 from hotplate.serve.telemetry.access_log import report
 from hotplate.serve.telemetry.records import ListOrigin, RequestRecord
 from hotplate.serve.telemetry.spans import use_span
+from hotplate.serve.tiers.lookups import RowsRead
 from hotplate.serve.tiers.tier import Origin
 from hotplate.stores.encoding import (
     CHECKSUM_BYTES,
@@ -730,7 +731,7 @@ cdef class _LocalRelease:
         self.release = release
         self.rows = rows
         self.seed = Checksum(release.manifest.release).seed
-        self.lookups = release.tally.lookups
+        self.lookups = release.tally.lookups[""]
         self.read_cell = tier.read_cell
 
 
@@ -763,11 +764,10 @@ cdef class _Delivery:
     cdef Lane lane
     cdef _Request request
     cdef object deliver
-    cdef object fallback
 
     def __call__(self, origin, row, body):
         try:
-            self.deliver(self.lane._answer_with_row(self, origin, row, body))
+            self.deliver(self.lane._answer_with_row(self.request, origin, row, body))
         except Exception as error:
             self.deliver(self.lane._answer_error(self.request, error))
 
@@ -778,7 +778,6 @@ cdef class Lane:
     cdef object _readiness
     cdef object _guard
     cdef object _reader
-    cdef object _lists
     cdef object _lookups
     cdef object _shaper
     cdef object _deny_list
@@ -823,7 +822,6 @@ cdef class Lane:
         self._readiness = readiness
         self._guard = guard
         self._reader = reader
-        self._lists = reader.lists
         self._lookups = reader.lookups
         self._shaper = shaper
         self._deny_list = reader.deny_list
@@ -1042,8 +1040,8 @@ cdef class Lane:
         None if they need I/O. *started* is when the row was looked up, by `_monotonic`.
         """
         self._observe(local.read_cell, _monotonic() - started)
-        encoded = self._reader.get_nowait(request.row(), missed=Origin(local.tier, local.release))
-        return None if encoded is None else self._finish(request, encoded)
+        read = self._reader.row_nowait(request.row(), Origin(local.tier, local.release))
+        return None if read is None else self._answer_with_row(request, read.origin, read.rows[0], read.results[0])
 
     cdef object _answer_hit(self, _Request request, str tier, object release, list lookups, Span opened):
         """Count a list that was read for a user or an item, and answer with it.
@@ -1074,23 +1072,20 @@ cdef class Lane:
         if route.place == POPULAR:
             return self._finish(request, self._reader.popular(OVERALL, request.query.list_name))
 
-        fallback = EVERYBODY
         if request.query.list_name:
             row = self._reader.row_of(route.kind, request.text_id(), request.query.list_name)
-            fallback = row.popular()
         else:
             row = request.row()
 
         if not self._needs_io or request.query.list_name:
-            encoded = self._reader.get_nowait(row, fallback)
-            if encoded is not None:
-                return self._answer_with(request, encoded)
+            read = self._reader.row_nowait(row)
+            if read is not None:
+                return self._answer_with_row(request, read.origin, row, read.results[0])
 
         delivery = _Delivery.__new__(_Delivery)
         delivery.lane = self
         delivery.request = request
         delivery.deliver = deliver
-        delivery.fallback = fallback
         if request.span is None:
             self._lookups.add(row, delivery)
         else:
@@ -1098,12 +1093,11 @@ cdef class Lane:
                 self._lookups.add(row, delivery)
         return PENDING
 
-    cdef object _answer_with_row(self, _Delivery delivery, object origin, object row, object body):
+    cdef object _answer_with_row(self, _Request request, object origin, object row, object body):
         """Return the answer with the result of reading a row, and count it.
 
         *origin* is the store and the release, and *body* the row after its checksum; see `Waiter`.
         """
-        cdef _Request request = delivery.request
         cdef Py_buffer view
         cdef Span opened
         cdef object release
@@ -1111,25 +1105,20 @@ cdef class Lane:
         if POLICIES.number is not self._generation:
             self._renew()
         if body is None or self._has_canary or request.query.list_name:
-            return self._answer_with(request, self._lists.of_row(origin, row, body, delivery.fallback))
+            lists = self._reader.lists_of(RowsRead(origin, [row], [body]), OVERALL, request.query.list_name)
+            return self._finish(request, lists[row.id])
 
         release = origin.release
         PyObject_GetBuffer(body, &view, PyBUF_SIMPLE)
         try:
             opened.start = <Bytes>view.buf
             opened.end = opened.start + view.len
-            answer = self._answer_hit(request, origin.tier.name, release, release.tally.lookups, opened)
+            answer = self._answer_hit(request, origin.tier.name, release, release.tally.lookups[""], opened)
         finally:
             PyBuffer_Release(&view)
         if answer is None:
             raise ValueError("the offset of a list is not a number")
         return answer
-
-    cdef object _answer_with(self, _Request request, object encoded):
-        """Answer with a list that was read for a user or an item."""
-        if request.query.list_name:
-            encoded = self._lists.named(request.query.list_name, encoded)
-        return self._finish(request, encoded)
 
     cdef bint _must_shape(self, _Request request) except -1:
         """Return whether a user's or an item's list may lose items: denied ones, or those that the user has consumed.

@@ -7,8 +7,8 @@ from hotplate.base.recommendations import Item
 from hotplate.serve.lists.encoded_lists import EncodedList
 from hotplate.serve.lists.fold_in import from_similar, summed_weights
 from hotplate.serve.lists.options import FILTERED, RECENCY, Selection
-from hotplate.serve.tiers.lookups import is_list
-from hotplate.serve.tiers.reader import TieredReader
+from hotplate.serve.lists.reader import TieredReader
+from hotplate.serve.tiers.lookups import RowsRead, is_list
 from hotplate.serve.tiers.tier import Origin
 from hotplate.stores.encoding import ITEM, RowKey, encode
 from hotplate.stores.errors import StoreError
@@ -74,10 +74,10 @@ async def compute_list(
     if computed is None:
         computed = await _compute_by_similar(reader, row.list, summed_weights(items, 1.0, recency), n, left_out)
 
-    fallback = row.popular(selection.segment)
-    encoded = reader.lists.of_row(computed.origin, row, computed.result, fallback, "fold-in")
+    read = RowsRead(computed.origin, [row], [computed.result])
+    lists = reader.lists_of(read, selection.segment, selection.list, "fold-in")
     different = len({item for item, _ in items})
-    return FoldedIn(reader.lists.named(selection.list, encoded), computed.known, different - computed.known)
+    return FoldedIn(lists[row.id], computed.known, different - computed.known)
 
 
 async def _compute_by_factors(

@@ -7,13 +7,13 @@ arguments, which a client without the service needs, too, are in `hotplate.base.
 
 import re
 from functools import cached_property
-from typing import Annotated
+from typing import Annotated, Literal
 
 from msgspec import Meta, Struct, field
 from msgspec.structs import fields
 
 from hotplate.base.recommendations import ITEM_FIELDS, RequestOptions
-from hotplate.stores.encoding import MAX_ID_BYTES, MAX_LIST_NAME, OVERALL, encode_id
+from hotplate.stores.encoding import MAX_ID_BYTES, MAX_LIST_NAME, OVERALL, IdTest, encode_id
 from hotplate.stores.errors import StoreMisused
 
 DEFAULT_N = 10
@@ -29,6 +29,8 @@ POPULAR_ITEMS = "popular"
 PER_PATTERN = r"(?P<column>[\w.-]{1,64}):(?P<most>[1-9][0-9]{0,3})"
 # `after` of a first page.
 BEGIN = "0"
+# What an answer says of the list of a row: it was read, is absent, or could not be read.
+Status = Literal["ok", "unknown", "error"]
 # Of `after`, also in the dialect of JSON Schema.
 CURSOR_PATTERN = r"^0$|^[0-9]{1,4}\.[0-9A-Za-z-]{1,64}\.[0-9a-f]{16}$"
 # Items of a list to which `where` is applied: of a computed one, and as estimated of stored ones.
@@ -136,6 +138,11 @@ class Selection(Struct, frozen=True, dict=True):
     def excluded(self) -> frozenset[bytes]:
         """The ids of `exclude`, by `encode_id`."""
         return frozenset(map(encode_id, self.exclude))
+
+    @property
+    def left_out(self) -> tuple[IdTest, ...]:
+        """What is true for the items that the request leaves out by their ids."""
+        return (self.excluded.__contains__,) if self.exclude else ()
 
     @property
     def examined(self) -> int:

@@ -4,15 +4,15 @@ A page is read in the release of the page before while that can be read. Otherwi
 starts again unless the list is the same.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import msgspec
 
 from hotplate.serve.lists.encoded_lists import SOURCES, EncodedList
 from hotplate.serve.lists.options import Selection
 from hotplate.serve.lists.paging import FIRST, MAX_ITEMS, Cursor, page_of
+from hotplate.serve.lists.reader import TieredReader
 from hotplate.serve.lists.shaping import Shaper
-from hotplate.serve.tiers.reader import TieredReader
 from hotplate.stores.encoding import ITEM, POPULAR, USER, RowKey
 
 
@@ -62,12 +62,12 @@ async def answer_list(reader: TieredReader, shaper: Shaper, request: ListRequest
     if request.kind == POPULAR:
         return answer_popular(reader, shaper, request)
 
+    wanted = request.selection
     encoded: EncodedList | None = None
     if request.after is not None:
         continued = await _read_continued(reader, [request])
         encoded = continued.get(0)
     if encoded is None:  # in the release that is served to the user
-        wanted = request.selection
         encoded = await reader.read(request.kind, request.id, wanted.segment, wanted.list)
     return shape_list(shaper, request, encoded)
 
@@ -79,11 +79,7 @@ def answer_popular(reader: TieredReader, shaper: Shaper, request: ListRequest) -
     the cursor is of this list. Raises as `TieredReader.popular` and `Shaper.shape`.
     """
     wanted = request.selection
-    release = "" if request.after is None else request.after.release
-    encoded = reader.popular(wanted.segment, wanted.list, release)
-    if release and request.after is not None and not request.after.continues(encoded):
-        encoded = reader.popular(wanted.segment, wanted.list)
-    return shape_list(shaper, request, encoded)
+    return shape_list(shaper, request, reader.popular(wanted.segment, wanted.list, request.after or FIRST))
 
 
 def answer_nowait(reader: TieredReader, shaper: Shaper, request: ListRequest) -> ListAnswer | None:
@@ -95,13 +91,9 @@ def answer_nowait(reader: TieredReader, shaper: Shaper, request: ListRequest) ->
         return answer_popular(reader, shaper, request)
     if request.after is not None:
         return None
-
-    row = reader.row_of(request.kind, request.id, request.selection.list)
-    fallback = row.popular(request.selection.segment)  # the key of the popular list
-    encoded = reader.get_nowait(row, fallback)
-    if encoded is None:
-        return None
-    return shape_list(shaper, request, reader.lists.named(request.selection.list, encoded))
+    wanted = request.selection
+    encoded = reader.get_nowait(request.kind, request.id, wanted.segment, wanted.list)
+    return None if encoded is None else shape_list(shaper, request, encoded)
 
 
 async def read_lists(reader: TieredReader, requests: Sequence[ListRequest]) -> list[EncodedList]:
@@ -141,6 +133,22 @@ def shape_list(shaper: Shaper, request: ListRequest, encoded: EncodedList) -> Li
     page = page_of(items, request.selection.n, cursor, encoded)
     is_restarted = not is_continued and request.after != FIRST
     return ListAnswer(encoded, page.items, page.next, restarted=is_restarted)
+
+
+def shape_lists(shaper: Shaper, requests: Sequence[ListRequest], lists: Sequence[EncodedList]) -> Iterator[ListAnswer]:
+    """Yield the answer to each of *requests*, in their order, from its list: see `shape_list`.
+
+    A popular list in the place of several is shaped once, for users from whom nothing is hidden.
+    """
+    shaped = dict[tuple[int, int], ListAnswer]()  # by the list and the selection
+    for request, encoded in zip(requests, lists, strict=True):
+        if encoded.source != "popular" or request.after is not None or shaper.consumed_by(request.id) is not None:
+            yield shape_list(shaper, request, encoded)
+            continue
+        key = id(encoded), id(request.selection)
+        if key not in shaped:
+            shaped[key] = shape_list(shaper, request, encoded)
+        yield shaped[key]
 
 
 async def _read_continued(reader: TieredReader, requests: Sequence[ListRequest]) -> dict[int, EncodedList]:

@@ -103,8 +103,7 @@ class Shaper:
             if not left_out or not any(is_left_out(item) for item in ids_of(items) for is_left_out in left_out):
                 return self._with_fields(encoded, selection, items)
 
-        if selection.exclude:
-            left_out.append(selection.excluded.__contains__)
+        left_out += selection.left_out
         if is_hidden is not None:
             left_out.append(is_hidden)
         if selection.per:  # the last one: it counts items that are not left out
@@ -114,10 +113,11 @@ class Shaper:
     def _gone(self, release: ServedRelease) -> list[IdTest]:
         """Return what is true for the items that nobody is shown: they are denied, or have expired."""
         policies = self._deny_list.current
-        tests = [release.filters.under(policies.overrides).expired()]
+        is_expired = release.filters.under(policies.overrides).expired()
+        tests: list[IdTest] = [] if is_expired is None else [is_expired]
         if policies.items:
             tests.append(policies.items.__contains__)
-        return [test for test in tests if test is not None]
+        return tests
 
     def _gathered(self, encoded: EncodedList, selection: Selection, left_out: Collection[IdTest]) -> bytes:
         """Return the items of the sources of an answer that are not *left_out*, up to `selection.n`."""

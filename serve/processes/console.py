@@ -21,12 +21,12 @@ from hotplate.serve.api.router import Route, by_template
 from hotplate.serve.connections.fast_lane import lane_state
 from hotplate.serve.errors import KeysUnreadable
 from hotplate.serve.lists.options import Id, ListName, Selection
+from hotplate.serve.lists.reader import TieredReader
 from hotplate.serve.lists.requests import ListRequest, answer_list
 from hotplate.serve.lists.shaping import Shaper
 from hotplate.serve.problems import Problem, bad_parameter
 from hotplate.serve.processes.context import ProcessContext
 from hotplate.serve.processes.operator_view import ReadyView, ServiceView, UserView, json_of, operator_of
-from hotplate.serve.tiers.reader import TieredReader
 from hotplate.serve.tiers.tier import tiers_of
 from hotplate.stores.encoding import USER, decode
 

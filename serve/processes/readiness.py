@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from hotplate.serve.errors import ServiceFinding
 from hotplate.serve.generation import Policy
-from hotplate.serve.tiers.reader import TieredReader
+from hotplate.serve.lists.reader import TieredReader
 from hotplate.serve.tiers.tier import Tier
 from hotplate.serve.watched import WatchedFiles
 

@@ -210,7 +210,7 @@ class Reporter:
         for tier in self._tiers:
             for release in tier.follower.releases:
                 lists = totals.setdefault(release.id, {})
-                for name, lookups in {"": release.tally.lookups, **release.tally.by_list}.items():
+                for name, lookups in release.tally.lookups.items():
                     total = lists.get(name, [0] * len(lookups))
                     lists[name] = list(map(add, total, lookups))
         return totals

@@ -19,6 +19,7 @@ from hotplate.serve.connections.server import HttpServer, server_of
 from hotplate.serve.consumed.sender import ConsumedSender
 from hotplate.serve.errors import NotReady
 from hotplate.serve.events.writer import EventWriter
+from hotplate.serve.lists.reader import FIRST_READ_S, TieredReader
 from hotplate.serve.metrics import DROPPED_LINES, LIVE, OTHER_RELEASE, ReleaseRole
 from hotplate.serve.processes.context import ProcessContext
 from hotplate.serve.processes.readiness import Status, WorkerReadiness
@@ -27,7 +28,6 @@ from hotplate.serve.releases.live_counts import ReleaseCounter
 from hotplate.serve.settings import ServiceSettings
 from hotplate.serve.tasks import background
 from hotplate.serve.telemetry.access_log import AccessLog
-from hotplate.serve.tiers.reader import FIRST_READ_S, TieredReader
 from hotplate.serve.tiers.tier import tiers_of
 from hotplate.serve.watched import catch_up, follow
 

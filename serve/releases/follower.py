@@ -8,6 +8,7 @@ import logging
 import random
 import time
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from math import inf
 from typing import TYPE_CHECKING
@@ -22,7 +23,7 @@ from hotplate.serve.releases.erasures import KnownErasures
 from hotplate.serve.releases.missing_rows import MissingRows
 from hotplate.serve.releases.served import RowsOfRelease, ServedRelease, load
 from hotplate.serve.tasks import repeat
-from hotplate.stores.catalogue import Catalogue, Release, ReleaseRef, UserShare, follows
+from hotplate.stores.catalogue import Catalogue, Release, ReleaseId, ReleaseRef, UserShare, follows
 from hotplate.stores.concurrency import SharedCall, end_tasks
 from hotplate.stores.connect import never_published
 from hotplate.stores.encoding import EVERYBODY, MANIFEST, RowKey
@@ -598,6 +599,32 @@ class Follower:
             return
         if self._failing.met(type(error)):
             log.warning("%s", text, exc_info=cause)
+
+
+class PreviewFollower(Follower):
+    """Follows nothing, and shows one release of a store, whatever its state."""
+
+    def __init__(self, reader: Reader, erasures: KnownErasures) -> None:
+        """*erasures* are those that the service knows, even if the store has lost them."""
+        super().__init__(reader)
+        self.erasures = copy(erasures)
+
+    async def show(self, release: ReleaseId) -> StoreError | None:
+        """Load a release; return why it cannot be shown, if so."""
+        try:
+            catalogue = await self._reader.catalogue()
+            await self.erasures.update(self._reader, catalogue)
+            entry = catalogue.find(release)
+        except StoreError as error:
+            return error
+        try:
+            self.live = await load(self._reader, entry, None)
+        except StoreError as error:
+            return ReleaseNotFound(f"release {release} cannot be read, maybe as its draft is not sealed: {error}")
+        return None
+
+    async def refresh(self) -> None:
+        """Follow no other release, if this one is gone."""
 
 
 def _nothing_live() -> ReleaseNotFound:

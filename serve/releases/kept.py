@@ -10,6 +10,7 @@ import msgspec
 
 from hotplate.serve.processes.shared_memory import Records, RecordTooLarge
 from hotplate.serve.releases.served import ServedRelease, TierRelease
+from hotplate.serve.tiers.tier import Origin
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.errors import ReleaseCorrupt
 from hotplate.stores.manifest import MAX_POPULAR_BYTES, Manifest
@@ -38,7 +39,7 @@ class KeptReleases:
         self._workers = workers
         self._keeping: ServedRelease | None = None
 
-    def keep(self, worker: int, first_live: TierRelease) -> None:
+    def keep(self, worker: int, first_live: Origin) -> None:
         """Write the popular lists of a release that this worker serves to its record in shared memory.
 
         *worker* is its number. The record outlives the worker, and new workers answer with these lists until they can
@@ -51,7 +52,7 @@ class KeptReleases:
 
         record = _Record(
             at=time.monotonic(),
-            tier=first_live.tier,
+            tier=first_live.tier.name,
             ref=release.ref,
             writer=release.writer,
             manifest=release.manifest,

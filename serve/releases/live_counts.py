@@ -51,7 +51,8 @@ class ReleaseCounter:
         before has the list. Nothing counts of a release that other workers have left for the one that is compared.
         """
         tally = release.tally
-        totals = ReleaseCounts(tally.lookups[HIT], tally.lookups[MISS], tally.damaged)
+        lookups = tally.lookups[""]
+        totals = ReleaseCounts(lookups[HIT], lookups[MISS], tally.damaged)
         counted = tally.compared
         tally.compared = totals
         if counted is None:  # counts begin with the first call for a release

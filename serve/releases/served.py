@@ -32,11 +32,8 @@ _loads = count()
 class ReleaseTally:
     """What a worker has counted while it answered from a release."""
 
-    lookups: list[int] = field(default_factory=lambda: [0] * len(LOOKUP_OUTCOMES))
-    """By the index of the outcome in LOOKUP_OUTCOMES, as are those of `by_list`."""
-
-    by_list: dict[str, list[int]] = field(default_factory=dict)
-    """The lookups of lists that were requested by name."""
+    lookups: dict[str, list[int]] = field(default_factory=lambda: {"": [0] * len(LOOKUP_OUTCOMES)})
+    """By the name of the list that was requested (all lists: the empty one), and the index in LOOKUP_OUTCOMES."""
 
     damaged: int = 0
     """Damaged values that were read."""
@@ -50,10 +47,9 @@ class ReleaseTally:
     unexamined: float = 0.0
     """Misses since it is live of which it is unknown whether the release before has the list."""
 
-    def count_named(self, name: str, outcome: int) -> None:
-        """Count a list that was requested by *name*; *outcome* is an index of LOOKUP_OUTCOMES."""
-        lookups = self.by_list.setdefault(name, [0] * len(LOOKUP_OUTCOMES))
-        lookups[outcome] += 1
+    def count(self, outcome: int, lists: int = 1, name: str = "") -> None:
+        """Count *lists*, all or those requested by a *name*; *outcome* is an index of LOOKUP_OUTCOMES."""
+        self.lookups.setdefault(name, [0] * len(LOOKUP_OUTCOMES))[outcome] += lists
 
     def take_missed(self) -> list[str]:
         """Return the keys of missing rows since the last call, and forget them."""

@@ -126,11 +126,11 @@ def _is_missed(missed: Iterable[Origin], release: ServedRelease) -> bool:
 
 def get_nowait(
     tiers: Sequence[Tier], row: RowKey, known: Origin | None = None, *, late: bool = False
-) -> tuple[Origin | None, bytes | None] | None:
+) -> RowsRead | None:
     """Read *row*, the key of a list, in the first tier that has it, without I/O; None if a tier needs I/O.
 
-    Returns where it is and its opened list or, without a list, the first tier that lacks it, if any could be read.
-    With *late*, tiers that need I/O are skipped. *known* is where the row is known to be absent.
+    Without a list, the origin is the first tier that lacks it, if any could be read. With *late*, tiers that need I/O
+    are skipped. *known* is where the row is known to be absent.
     """
     missed = [] if known is None else [known]
     for tier in tiers:
@@ -146,10 +146,10 @@ def get_nowait(
 
         origin = Origin(tier, release)
         if is_list(result):
-            return origin, result
+            return RowsRead(origin, [row], [result])
         missed.append(origin)
 
-    return missed[0] if missed else None, None
+    return RowsRead(missed[0] if missed else None, [row], [None])
 
 
 @dataclass(kw_only=True)
@@ -218,12 +218,9 @@ class TierWalk:
         """
         first_serving = [tier for tier in self.tiers if tier.follower.live is not None][:1]
         for row in rows:
-            missed = self.missed.get(row)
-            origin = missed[0] if missed else None
-            body: ReadResult = None
-            if self.is_batch:
-                origin, body = get_nowait(first_serving, row, late=True) or (None, None)
-            self.deliver(RowsRead(origin, [row], [body]))
+            read = get_nowait(first_serving, row, late=True) if self.is_batch else None
+            missed = self.missed.get(row, [None])
+            self.deliver(read or RowsRead(missed[0], [row], [None]))
 
     def _calls(self, tier: Tier, rows: Sequence[RowKey]) -> tuple[Sequence[RowsOfRelease], Sequence[RowKey]]:
         """Return the calls that read *rows* in a tier, and the rows that are not read in it.
@@ -333,6 +330,28 @@ class Lookups:
         self._reads = set[asyncio.Task[None]]()
 
     # Single rows
+
+    def get_nowait(self, row: RowKey, known: Origin | None = None) -> RowsRead | None:
+        """Read *row* without I/O, None if a tier needs it; *known* is where the row is known to be absent."""
+        return get_nowait(self._tiers, row, known)
+
+    async def read_row(self, row: RowKey) -> RowsRead:
+        """Read *row* together with the others of this iteration of the event loop.
+
+        If the caller's deadline passes meanwhile, returns what needs no I/O, and the read goes on for other requests.
+        """
+        reading: asyncio.Future[RowsRead] = asyncio.get_running_loop().create_future()
+
+        def take(origin: Origin | None, row: RowKey, result: ReadResult) -> None:
+            if not reading.done():
+                reading.set_result(RowsRead(origin, [row], [result]))
+
+        self.add(row, take)
+        try:
+            async with asyncio.timeout_at(caller_deadline()):
+                return await reading
+        except TimeoutError:
+            return get_nowait(self._tiers, row, late=True) or RowsRead(None, [row], [None])
 
     def add(self, row: RowKey, waiter: Waiter) -> None:
         """Read *row* together with the others of this iteration of the event loop, a turn; deliver it to *waiter*.

@@ -8,7 +8,7 @@ import asyncio
 import logging
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from itertools import chain
@@ -33,7 +33,9 @@ from hotplate.serve.telemetry.spans import sampled_requests, traced
 from hotplate.serve.tiers.breaker import Breaker
 from hotplate.serve.tiers.cache import NOT_CACHED, Cache
 from hotplate.serve.tiers.hedging import Hedge
+from hotplate.serve.tiers.observer import StoreObserver
 from hotplate.stores.catalogue import ReleaseId
+from hotplate.stores.connect import connect
 from hotplate.stores.encoding import USER
 from hotplate.stores.errors import HEAL, ReleaseCorrupt, ReleaseNotFound, StoreError, StoreUnavailable
 from hotplate.stores.store import LocalRows, Reader, ReadResult, batches_of
@@ -215,7 +217,7 @@ class Tier(ABC):
 
         While two releases are compared, lists of users are also counted by role.
         """
-        release.tally.lookups[outcome] += lists
+        release.tally.count(outcome, lists)
         outcome_name = LOOKUP_OUTCOMES[outcome]
         self.metrics.count_lookup(source, outcome_name, lists)
         role = self.follower.compared_role(release) if kind == USER else None
@@ -369,6 +371,32 @@ class RemoteTier(Tier):
 
         spans = sampled_requests.get()
         return traced(call, spans, self.name, len(keys)) if spans else call
+
+
+def open_tiers(
+    stores: Mapping[str, Reader | str],
+    metrics: Metrics,
+    follower_of: Callable[[str, Reader], Follower],
+    cache_bytes: int = 0,
+) -> list[Tier]:
+    """Open the tiers of a service: *stores*, or their URLs, by tier name, in reading order.
+
+    They count in *metrics*, and remote ones get equal parts of *cache_bytes*. *follower_of* returns the follower of a
+    store, by its tier name. Raises StoreMisused for an invalid URL.
+    """
+    readers = {
+        name: connect(store, StoreObserver(name, metrics)) if isinstance(store, str) else store
+        for name, store in stores.items()
+    }
+    remote = sum(not reader.is_local for reader in readers.values())
+    tiers = list[Tier]()
+    for name, reader in readers.items():
+        follower = follower_of(name, reader)
+        if reader.is_local:
+            tiers.append(LocalTier(name, reader, metrics, follower))
+        else:
+            tiers.append(RemoteTier(name, reader, metrics, follower, cache_bytes // remote))
+    return tiers
 
 
 class Origin(msgspec.Struct, frozen=True, eq=False):

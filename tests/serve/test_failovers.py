@@ -9,7 +9,7 @@ import pytest
 from redis.crc import key_slot
 
 from hotplate.serve.lists.encoded_lists import EncodedList
-from hotplate.serve.tiers.reader import TieredReader
+from hotplate.serve.lists.reader import TieredReader
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.encoding import USER
 from hotplate.stores.redis.keys import Keys

@@ -11,9 +11,9 @@ from hotplate.client import Client, RequestRefused
 from hotplate.serve.errors import UnknownList
 from hotplate.serve.lists.baskets import compute_list
 from hotplate.serve.lists.options import Selection
+from hotplate.serve.lists.reader import TieredReader
 from hotplate.serve.lists.shaping import Shaper
 from hotplate.serve.metrics import LOOKUPS
-from hotplate.serve.tiers.reader import TieredReader
 from hotplate.stores import lifecycle as life
 from hotplate.stores.encoding import ITEM, OFFSET_BYTES, USER, RowKey, decode
 from hotplate.stores.errors import StoreUnavailable

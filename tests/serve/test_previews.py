@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from hotplate.serve.access.keys import create
-from hotplate.serve.tiers.reader import TieredReader
+from hotplate.serve.lists.reader import TieredReader
 from hotplate.stores import lifecycle, publication
 from hotplate.stores.catalogue import Catalogue, ReleaseId
 from hotplate.stores.connect import run_on

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from xxhash import xxh3_64_digest, xxh3_64_intdigest
 
 from hotplate.base.recommendations import Item
+from hotplate.serve.lists.reader import TieredReader
 from hotplate.serve.releases.follower import Follower
-from hotplate.serve.tiers.reader import TieredReader
 from hotplate.stores import publication
 from hotplate.stores.catalogue import ReleaseId
 from hotplate.stores.compression import (

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, cast
 
 from hotplate.serve.api.app import Dispatcher
 from hotplate.serve.connections.server import server_of
-from hotplate.serve.tiers.reader import TieredReader
+from hotplate.serve.lists.reader import TieredReader
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.encoding import Checksum
 from hotplate.stores.store import LocalRows, Row

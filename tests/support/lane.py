@@ -15,10 +15,10 @@ from hotplate.serve.api.app import Dispatcher
 from hotplate.serve.connections.connection import Connection
 from hotplate.serve.connections.fast_lane import is_compiled
 from hotplate.serve.connections.server import HttpServer, server_of
+from hotplate.serve.lists.reader import TieredReader
 from hotplate.serve.settings import Limits
 from hotplate.serve.telemetry.access_log import AccessLog
 from hotplate.serve.telemetry.tracing import Tracer
-from hotplate.serve.tiers.reader import TieredReader
 from tests.support.waiting import until_true
 
 LAST = b"GET /livez HTTP/1.1\r\nHost: last\r\nConnection: close\r\n\r\n"

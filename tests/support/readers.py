@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 from hotplate.serve.lists.encoded_lists import EncodedList
-from hotplate.serve.tiers.reader import TieredReader
+from hotplate.serve.lists.reader import TieredReader
 from hotplate.serve.tiers.tier import tiers_of
 from hotplate.stores.encoding import USER
 from tests.support.service import a_list

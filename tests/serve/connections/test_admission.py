@@ -17,9 +17,9 @@ from aiohttp.web_protocol import RequestHandler
 
 from hotplate.serve.connections.admission import TICK_S, Admission
 from hotplate.serve.connections.connection import State
+from hotplate.serve.lists.reader import TieredReader
 from hotplate.serve.problems import ClientGone, Problem
 from hotplate.serve.telemetry.access_log import AccessLog
-from hotplate.serve.tiers.reader import TieredReader
 from tests.support.lane import Pair, connected, exchange, sent_to
 from tests.support.limited_service import limited, memory_mb, shed
 from tests.support.memory_store import MemoryStore

@@ -17,8 +17,8 @@ from aiohttp.web_protocol import RequestHandler
 
 from hotplate.serve.connections.connection import TRANSITIONS, WRITE_STEP_BYTES, Connection, State
 from hotplate.serve.connections.listeners import Acceptor
+from hotplate.serve.lists.reader import TieredReader
 from hotplate.serve.settings import Limits
-from hotplate.serve.tiers.reader import TieredReader
 from hotplate.stores import publication
 from hotplate.stores.store import Plan, Row
 from tests.support.lane import MemoryTransport, Pair, connected, needs_lane, sent_to

@@ -16,8 +16,8 @@ from hotplate.serve.api.parameters import MAX_BODY_BYTES, parse_batch
 from hotplate.serve.api.schemas import MAX_USERS
 from hotplate.serve.connections.framing import MAX_CHUNKS, Body, MalformedBody, TooManyChunks
 from hotplate.serve.embedded import Lists
+from hotplate.serve.lists.reader import TieredReader
 from hotplate.serve.problems import Problem
-from hotplate.serve.tiers.reader import TieredReader
 from tests.support.lane import Pair, connected, sent_to
 from tests.support.memory_store import MemoryStore
 from tests.support.remote import publish

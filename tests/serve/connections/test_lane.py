@@ -20,7 +20,7 @@ from hotplate.serve.connections.connection import Connection, State
 from hotplate.serve.connections.server import HttpServer
 from hotplate.serve.generation import Policy
 from hotplate.serve.lists.deny_list import DenyListFile
-from hotplate.serve.lists.encoded_lists import EncodedLists
+from hotplate.serve.lists.reader import TieredReader
 from hotplate.serve.metrics import REQUEST_TIMES
 from hotplate.serve.processes.readiness import WorkerReadiness
 from hotplate.serve.processes.states import Reporter
@@ -28,7 +28,6 @@ from hotplate.serve.releases.erasures import KnownErasures
 from hotplate.serve.releases.follower import Follower
 from hotplate.serve.settings import Limits
 from hotplate.serve.telemetry.access_log import AccessLog
-from hotplate.serve.tiers.reader import TieredReader
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.errors import StoreUnavailable
 from hotplate.stores.file.store import LmdbStore
@@ -461,7 +460,7 @@ async def test_error_while_delivering_a_list_is_answered(
         raise ValueError("the offset of a list is not a number")
 
     async with Pair(await reader_of(MemoryStore(), awaited=True)) as pair:
-        monkeypatch.setattr(EncodedLists, "of_row", fail)
+        monkeypatch.setattr(TieredReader, "lists_of", fail)
         for server in (pair.lane, pair.plain):
             caplog.clear()
             answer = await exchange(server, [GET.replace(b"1 HTTP", b"2?list=basket HTTP", 1)])

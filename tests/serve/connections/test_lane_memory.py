@@ -29,7 +29,7 @@ IDS = """
 import asyncio, re, sys
 from tests.support.guarded_lane import load
 load(sys.argv[1])
-from hotplate.serve.tiers.reader import TieredReader
+from hotplate.serve.lists.reader import TieredReader
 from tests.support.lane import Pair, connected
 from tests.support.memory_store import MemoryStore
 from tests.support.remote import publish

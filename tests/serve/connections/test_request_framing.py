@@ -9,7 +9,7 @@ import pytest
 
 from hotplate.serve.connections.connection import State
 from hotplate.serve.embedded import Lists
-from hotplate.serve.tiers.reader import TieredReader
+from hotplate.serve.lists.reader import TieredReader
 from tests.support.lane import Pair, connected, sent_to
 from tests.support.memory_store import MemoryStore
 from tests.support.remote import RemoteStore, publish

@@ -16,7 +16,7 @@ from hotplate.serve.events.experiments import (
     skewness,
     users_needed,
 )
-from hotplate.serve.tiers.reader import TieredReader
+from hotplate.serve.lists.reader import TieredReader
 from hotplate.stores import lifecycle as life
 from hotplate.stores.catalogue import Arm, Experiment, ReleaseId, UserShare
 from hotplate.stores.encoding import OFFSET_BYTES, USER

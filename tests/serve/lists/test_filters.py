@@ -25,7 +25,7 @@ from hotplate.base.recommendations import Item
 from hotplate.serve.lists import filters
 from hotplate.serve.lists.deny_list import DenyListInvalid, parse_overrides
 from hotplate.serve.lists.filters import Condition, ReleaseFilters, parse_where, rejected_by
-from hotplate.serve.tiers.reader import TieredReader
+from hotplate.serve.lists.reader import TieredReader
 from hotplate.serve.tiers.tier import tiers_of
 from hotplate.stores.attributes import ItemAttributes, encode_attributes
 from hotplate.stores.encoding import decode, encode, encode_id

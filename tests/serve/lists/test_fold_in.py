@@ -36,8 +36,8 @@ from hotplate.serve.lists.deny_list import DenyListFile
 from hotplate.serve.lists.fold_in import MAX_ITEMS, from_similar, summed_weights
 from hotplate.serve.lists.item_factors import ItemFactors
 from hotplate.serve.lists.options import RECENCY, Selection
+from hotplate.serve.lists.reader import TieredReader
 from hotplate.serve.metrics import LOOKUPS
-from hotplate.serve.tiers.reader import TieredReader
 from hotplate.stores.encoding import FACTORS, ITEM, OFFSET_BYTES, USER, decode, encode, encode_id
 from hotplate.stores.factors import ItemEntry, lift_of, read_description, read_piece
 from hotplate.stores.file.store import LmdbStore

@@ -14,9 +14,10 @@ from hotplate.client import Client
 from hotplate.serve.lists.deny_list import NO_OVERRIDES, DenyList, DenyListFile
 from hotplate.serve.lists.options import BEGIN, Selection
 from hotplate.serve.lists.paging import FIRST, Cursor, parse_cursor
+from hotplate.serve.lists.reader import TieredReader
 from hotplate.serve.lists.requests import ListRequest, answer_list, answer_nowait, read_lists, shape_list
 from hotplate.serve.lists.shaping import Shaper
-from hotplate.serve.tiers.reader import TieredReader
+from hotplate.serve.metrics import LOOKUP_COUNTS
 from hotplate.stores.attributes import encode_attributes
 from hotplate.stores.encoding import ITEM, POPULAR, USER, IdTest, RowKey, decode, encode_id
 from hotplate.stores.errors import StoreMisused
@@ -322,6 +323,17 @@ def test_pages_continue_over_a_flip(tmp_path: Path) -> None:
 
 def batch(service: Service, users: Sequence[object], n: int) -> Any:  # noqa: ANN401 -- of JSON
     return service.post("/v1/recommendations", {"users": users, "n": n}).json
+
+
+async def test_popular_page_without_its_release_counts_one_lookup(memory: MemoryStore) -> None:
+    await publish_through(memory, LISTS)
+    reader = TieredReader({"memory": memory})
+    await reader.tiers[0].follower.refresh()
+    gone = Cursor(1, "gone", "0" * 16)
+    request = ListRequest(POPULAR, "", selection=Selection(n=1), after=gone)
+    answer = await answer_list(reader, Shaper(reader.deny_list), request)
+    assert answer.restarted
+    assert reader.metrics.counted(LOOKUP_COUNTS)["popular", "hit"] == [1]
 
 
 def test_batch_pages_users_that_have_a_cursor(tmp_path: Path) -> None:

@@ -3,8 +3,9 @@
 from pathlib import Path
 
 from hotplate.serve.lists.deny_list import DenyListFile
+from hotplate.serve.lists.reader import TieredReader
 from hotplate.serve.processes.readiness import Status, WorkerReadiness
-from hotplate.serve.tiers.reader import TieredReader
+from hotplate.serve.releases.served import TierRelease
 from tests.support.memory_store import MemoryStore
 from tests.support.remote import RemoteStore, publish
 
@@ -22,7 +23,9 @@ async def test_kept_popular_lists_make_a_worker_without_a_release_degraded(memor
     await publish(memory, "first")
     before = TieredReader({"memory": memory})
     await before.tiers[0].follower.refresh()
-    reader = TieredReader({"memory": RemoteStore(MemoryStore())}, kept=before.first_live)
+    assert before.first_live is not None
+    kept = TierRelease("memory", before.first_live.release)
+    reader = TieredReader({"memory": RemoteStore(MemoryStore())}, kept=kept)
     readiness = WorkerReadiness(reader)
     assert readiness.check().status is Status.DEGRADED
 

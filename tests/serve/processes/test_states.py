@@ -6,9 +6,9 @@ import time
 import msgspec
 
 from hotplate.serve.errors import ServiceFinding
+from hotplate.serve.lists.reader import TieredReader
 from hotplate.serve.processes.readiness import Status
 from hotplate.serve.processes.states import ProcessState, Reporter, SharedStates, TierState, service_status
-from hotplate.serve.tiers.reader import TieredReader
 from hotplate.stores.catalogue import Release, ReleaseId, ReleaseRef, State
 from hotplate.stores.encoding import MAX_LIST_NAME, MAX_LISTS
 from tests.support.memory_store import MemoryStore

@@ -58,7 +58,7 @@ def test_failing_system_call_of_the_parent_ends_nothing(folder: Path, call: str)
 
 # The first worker raises an exception before it listens.
 FAILING_ONCE = """
-from hotplate.serve.tiers.reader import TieredReader
+from hotplate.serve.lists.reader import TieredReader
 wait = TieredReader.wait_until_attempted
 async def fail_once(*arguments):
     if not marker.exists():

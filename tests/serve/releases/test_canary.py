@@ -11,13 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hotplate.serve.lists.encoded_lists import EncodedList
+from hotplate.serve.lists.reader import TieredReader
 from hotplate.serve.metrics import BUCKETS_S, CANARY, LIVE, ROLE_LOOKUPS, Metrics
 from hotplate.serve.processes.states import Reporter
 from hotplate.serve.releases.counts import ReleaseCounts
 from hotplate.serve.releases.follower import CANARY_S
 from hotplate.serve.releases.judgement import find_regression
 from hotplate.serve.telemetry.exposition import Exposition
-from hotplate.serve.tiers.reader import TieredReader
 from hotplate.stores import lifecycle as life
 from hotplate.stores.catalogue import GRACE_S, ReleaseId, UserShare
 from hotplate.stores.encoding import EVERYBODY, ITEM, OFFSET_BYTES, USER, RowKey

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from hotplate.serve.tiers.reader import TieredReader
+from hotplate.serve.lists.reader import TieredReader
 from hotplate.stores.encoding import USER
 from tests.support.memory_store import MemoryStore
 from tests.support.remote import publish

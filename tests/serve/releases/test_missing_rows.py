@@ -8,9 +8,9 @@ from uuid import uuid4
 
 import pytest
 
+from hotplate.serve.lists.reader import TieredReader
 from hotplate.serve.processes.readiness import Status, status_of_tiers
 from hotplate.serve.releases import missing_rows
-from hotplate.serve.tiers.reader import TieredReader
 from hotplate.stores.redis.store import RedisStore, open_url
 from hotplate.stores.store import Row
 from hotplate.stores.users import erase_users

@@ -15,6 +15,7 @@ import pytest
 import redis
 
 from hotplate.base.timing import HOUR_S
+from hotplate.serve.lists.reader import TieredReader
 from hotplate.serve.metrics import BUCKETS_S, CANARY
 from hotplate.serve.processes.states import Reporter, SharedStates
 from hotplate.serve.releases import withdrawal
@@ -30,7 +31,6 @@ from hotplate.serve.releases.live_counts import ReleaseCounter
 from hotplate.serve.releases.withdrawal import LOOKUPS, RETRY_S, ReleaseJudge
 from hotplate.serve.telemetry.exposition import Exposition
 from hotplate.serve.tiers.breaker import FAILURES
-from hotplate.serve.tiers.reader import TieredReader
 from hotplate.stores import lifecycle as life
 from hotplate.stores.catalogue import ReleaseId, ReleaseRef, State
 from hotplate.stores.errors import RefusedByGates, StoreMisused, StoreUnavailable

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from hotplate.serve.lists.reader import TieredReader
 from hotplate.serve.releases import follower
-from hotplate.serve.tiers.reader import TieredReader
 from hotplate.serve.tiers.tier import tiers_of
 from hotplate.stores import lifecycle as life
 from hotplate.stores import publication

@@ -5,12 +5,12 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
+from hotplate.serve.lists.reader import TieredReader
 from hotplate.serve.metrics import CANARY, LIVE, ROLE_LOOKUPS, Metrics
 from hotplate.serve.processes.states import Reporter, SharedStates
 from hotplate.serve.releases.comparison import SharedComparisons
 from hotplate.serve.releases.follower import CANARY_S
 from hotplate.serve.releases.withdrawal import ReleaseJudge
-from hotplate.serve.tiers.reader import TieredReader
 from hotplate.stores import lifecycle as life
 from hotplate.stores.catalogue import ReleaseId
 from tests.support.memory_store import MemoryStore

@@ -25,11 +25,11 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanKind
 
 from hotplate.serve.errors import ServiceMisused
-from hotplate.serve.metrics import Metrics, request_cell
+from hotplate.serve.lists.reader import TieredReader
+from hotplate.serve.metrics import LOOKUP_COUNTS, REQUEST_TIMES, Metrics, request_cell
 from hotplate.serve.settings import CONNECTION_STRING, Sampling, TelemetrySettings, read_telemetry
 from hotplate.serve.telemetry.export import MetricReport, exporters_for
 from hotplate.serve.telemetry.tracing import Tracer
-from hotplate.serve.tiers.reader import TieredReader
 from hotplate.serve.tiers.tier import tiers_of
 from hotplate.stores.errors import StoreUnavailable
 from tests.support.cosmos_account import Account
@@ -204,6 +204,41 @@ def test_shared_read_is_a_child_span_of_the_first_linked_to_the_others(*, lane: 
     assert {span.parent and span.parent.span_id for span in servers} == {int(CALLER, 16)}
     assert all(attributes_of(span)["url.path"] == "/v1/recommendations/REDACTED" for span in servers)
     assert all(attributes_of(span)["hotplate.source"] == "personal" for span in servers)
+
+
+def counts_of(metrics: Metrics) -> dict[tuple[str, ...], float]:
+    """Return how many requests and lists were counted, by the labels of their series."""
+    requests = {labels: sum(cells[:-1]) for labels, cells in metrics.counted(REQUEST_TIMES).items()}
+    lists = {labels: cells[0] for labels, cells in metrics.counted(LOOKUP_COUNTS).items() if cells[0]}
+    return requests | lists
+
+
+@pytest.mark.parametrize("lane", [True, False])
+@pytest.mark.parametrize("is_local", [True, False])
+def test_traced_requests_and_their_lists_are_counted_once(*, lane: bool, is_local: bool) -> None:
+    paths = ("recommendations/1", "recommendations/1", "recommendations/none", "similar/1", "popular", "popular?n=0")
+    requests = [*(get(f"/v1/{path}") for path in paths), get("/nowhere"), post(b'{"users": ["1", "none", "none"]}')]
+
+    def counted(tracer: Tracer | None) -> dict[tuple[str, ...], float]:
+        store = asyncio.run(remote())
+        reader = TieredReader({"redis": store.inner if is_local else store}, budget_s=30.0)
+
+        async def answer() -> None:
+            async with Pair(reader, tracer=tracer) as pair:
+                server = pair.lane if lane else pair.plain
+                await asyncio.gather(*(exchange(server, [request], 0.01) for request in requests))
+
+        asyncio.run(answer())
+        return counts_of(reader.metrics)
+
+    tracer = Tracer(SETTINGS, InMemorySpanExporter())
+    counts = counted(tracer)
+    tracer.close(60)
+    assert counts == counted(None)
+    assert counts["/v1/recommendations/{user}", "GET", "200"] == 3
+    assert counts["personal", "hit"] == 3
+    assert counts["popular", "miss"] == 3
+    assert counts["popular", "hit"] == 1
 
 
 def test_batch_from_files_has_no_store_span() -> None:

@@ -2,10 +2,10 @@
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from hotplate.serve.lists.reader import TieredReader
 from hotplate.serve.metrics import BUCKETS_S, ROUTES, Metrics, request_cell
 from hotplate.serve.processes.states import Reporter
 from hotplate.serve.telemetry.exposition import Exposition
-from hotplate.serve.tiers.reader import TieredReader
 from tests.support.memory_store import MemoryStore
 
 

@@ -9,10 +9,10 @@ from hotplate.serve.lists.baskets import compute_list
 from hotplate.serve.lists.deny_list import DenyListFile
 from hotplate.serve.lists.encoded_lists import EncodedList
 from hotplate.serve.lists.options import Selection
+from hotplate.serve.lists.reader import TieredReader
 from hotplate.serve.metrics import CACHE, LOOKUPS
 from hotplate.serve.releases.served import ServedRelease
 from hotplate.serve.tiers.cache import ABSENT_S, NOT_CACHED, SHARD_BYTES, Cache
-from hotplate.serve.tiers.reader import TieredReader
 from hotplate.stores.catalogue import ReleaseId, ReleaseRef
 from hotplate.stores.encoding import OFFSET_BYTES, USER
 from hotplate.stores.errors import StoreUnavailable

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 import pytest
 
 from hotplate.serve.embedded import Lists
+from hotplate.serve.lists.reader import TieredReader
 from hotplate.serve.metrics import Metrics
 from hotplate.serve.tiers.hedging import BURST, HEDGED, Hedge
-from hotplate.serve.tiers.reader import TieredReader
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.encoding import USER
 from hotplate.stores.errors import StoreUnavailable

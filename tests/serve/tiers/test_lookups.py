@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from hotplate.serve.lists.deny_list import DenyListFile
 from hotplate.serve.lists.encoded_lists import EncodedList
-from hotplate.serve.tiers.reader import TieredReader
+from hotplate.serve.lists.reader import TieredReader
 from hotplate.serve.tiers.tier import Tier
 from hotplate.stores import lifecycle as life
 from hotplate.stores.catalogue import ReleaseId

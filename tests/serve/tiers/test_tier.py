@@ -6,9 +6,9 @@ from collections.abc import Sequence
 import pytest
 
 from hotplate.serve.embedded import Lists
+from hotplate.serve.lists.reader import TieredReader
 from hotplate.serve.tiers.breaker import FAILURES, FAILURES_OF_PARTS, PROBE_PAUSES_S
 from hotplate.serve.tiers.observer import StoreObserver
-from hotplate.serve.tiers.reader import TieredReader
 from hotplate.serve.tiers.tier import Tier
 from hotplate.stores.catalogue import Catalogue, ReleaseRef
 from hotplate.stores.encoding import USER
