@@ -5,6 +5,7 @@ by owner on disk, and each partition is sorted in memory. Items are numbered in 
 """
 
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -193,14 +194,15 @@ class ImportedLists:
 
             # Without a file of popular items, those in the most lists are popular.
             counted = self._users if "lists" in scored else self._similar
-            self._popular_lists = _popular_lists(scored.get("popular"), counted, numbers, max(length, POPULAR_LENGTH))
+            popular = _popular_lists(scored.get("popular"), counted, numbers, max(length, POPULAR_LENGTH))
+            self._popular_lists = ranked_lists(popular.lists)
             titles = sources.titles
 
         rows = [kind.rows for kind in scored.values()]
-        self.rows = rows[0].total
-        self.left_out = dict(rows[0].left_out)
-        if self._users.duplicates:
-            self.left_out["named twice"] = self._users.duplicates
+        self.rows = sum(kind.total for kind in rows)
+        left_out = sum((Counter(kind.left_out) for kind in rows), Counter[str]())
+        left_out["named twice"] = sum(kind.duplicates for kind in (self._users, self._similar, popular))
+        self.left_out = dict(+left_out)  # without zeros
         self._notes = [note for kind in rows for note in kind.notes]
         self._fingerprint = sources.fingerprint
 
@@ -296,7 +298,7 @@ def read_scored(
     return Scored(rows, rows.kept.select(ROW, owners.alias("owner"), pl.col(item).alias("item"), "score", *texts))
 
 
-def _popular_lists(scored: Scored | None, lists: SortedLists, numbers: ItemNumbers, length: int) -> RankedLists:
+def _popular_lists(scored: Scored | None, lists: SortedLists, numbers: ItemNumbers, length: int) -> "RankedRows":
     """Return the overall popular list, and one for each segment (a group of users), of at most *length* items.
 
     *scored* are rows [owner: segment, item, score] of popular items, None if no file was given. If they have no overall
@@ -320,7 +322,7 @@ def _popular_lists(scored: Scored | None, lists: SortedLists, numbers: ItemNumbe
         rows = pl.concat([overall.with_columns(owner=pl.lit(OVERALL)), rows], how="diagonal")
 
     numbered = rows.with_columns(numbers.number(rows.get_column("item")))
-    return ranked_lists(rank_rows(numbered, numbers.ranks(), length).lists)
+    return rank_rows(numbered, numbers.ranks(), length)
 
 
 def sort_lists(

@@ -330,6 +330,6 @@ def _load_errors(path: Path) -> Iterator[None]:
         raise ModelUnusable(str(error)) from error
     except (
         *(BadZipFile, EOFError, KeyError, TokenError, TypeError, ValueError),
-        *(msgspec.MsgspecError, pl.exceptions.PanicException, pl.exceptions.PolarsError),
+        *(SettingError, msgspec.MsgspecError, pl.exceptions.PanicException, pl.exceptions.PolarsError),
     ) as error:
         raise _damaged(path, reason_of(error)) from error

@@ -189,8 +189,8 @@ def _model_in_words(report: TrainReport) -> str:
     if search is None:
         return f"{model}. {report.tuning_note}"
     trial = search.trials[search.recommended]
-    tried = f"the best of {len(search.trials)} tried in {report.seconds['tune']:.0f} s"
-    return f"{model}: {tried} (nDCG@{search.k} {trial.ndcg:.4f} on the inner split)"
+    tried = f"chosen of {len(search.trials)} tried in {report.seconds['tune']:.0f} s"
+    return f"{model}: {tried}, before the test, on an inner split (nDCG@{search.k} {trial.ndcg:.4f} there)"
 
 
 def _read_and_written(report: TrainReport) -> Iterator[tuple[str, str]]:

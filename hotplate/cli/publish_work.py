@@ -212,7 +212,7 @@ def import_lists(flags: ImportFlags) -> None:
 
     # The report names the files of the first list.
     first = next(iter(flags_by_list.values()))
-    files = first.lists or [path for path in (first.similar, first.popular) if path is not None][:1]
+    files = [path for path in (*first.lists, first.similar, first.popular) if path is not None]
     with temporary_folder("import") as folder:
         publish_lists(partial(_read_imported_lists, settings_by_list, folder), flags, named_paths(files))
 

@@ -155,4 +155,5 @@ def _print_choices(search: Search) -> None:
         rows.append(
             (label, f"{trial.ndcg:.4f}", f"{spread.shared_items:.1f} of {search.k}", f"{spread.half_places:,.0f} items")
         )
-    out.print(table(("--prefer", f"nDCG@{search.k}, inner split", "two users share", "half of all places"), rows))
+    out.print("What --prefer chooses from, by the users of the inner split, not of the test:")
+    out.print(table(("--prefer", f"nDCG@{search.k}", "two users share", "half of all places"), rows))

@@ -1,5 +1,6 @@
 """How good a model is: the answer, one table and the split, for `hotplate train` and `hotplate evaluate report`."""
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import zip_longest
@@ -35,7 +36,6 @@ _METHOD_NOTE = (
 _TABLES_NOTE = "From the least to the most active user; histories begin with the latest or the heaviest interaction."
 _NOT_EVALUATED = "It is not known how good this model is: it was trained without an evaluation."
 _NO_INTERVAL = "no interval is known, as it takes two users"
-_TESTED = " in the test data, which training did not see"
 THESE_LISTS = "these lists"
 PERSONAL_ONLY = ", personal lists only"
 _POPULARITIES = frozenset({"popularity", "recent popularity"})
@@ -105,63 +105,84 @@ def rows_of(subject: str, served: RankingMetrics, personal: ListMetrics | None, 
                 yield from metric.rows(subject, personal, k, PERSONAL_ONLY)
 
 
-def answer_in_words(record: EvaluationRecord, lists: str = "The lists", *, tested: str = _TESTED) -> str:
+def answer_in_words(record: EvaluationRecord, lists: str = "The lists") -> str:
     """Return sentences on how good *lists* are, compared with popular items, for whom, and how personal.
 
-    Both are measured as served: users without a list get the popular one. *tested* says which users these are.
+    Both are measured as served: users without a list get the popular one.
     """
     served = record.as_served
-    is_popularity = record.engine == "popularity"
     name = name_of(record.engine, record.params)
+    if record.engine == "popularity":
+        lists = f"Everybody gets {_in_words(name)} ({name}); these lists"
+    users = format_count(served.users, "user")
+    hits = f"Of {users}, {100 * served.hit_rate:.0f} % chose an item of their list of {served.k} in the test"
     better = better_popularity(record)
     if better is None:
-        subject = f"Everybody gets {_in_words(name)} ({name})," if is_popularity else f"{lists} have"
-        advice = "" if is_popularity else "; with earlier interactions, they are compared with popular items"
-        return f"{subject} nDCG@{served.k} {served.ndcg:.3f}. {hits_in_words(served, tested)}{advice}."
+        advice = "; with earlier interactions, they are compared with popular items"
+        if record.engine == "popularity":
+            advice = ""
+        return f"{lists} have nDCG@{served.k} {served.ndcg:.3f}. {hits}{advice}."
 
-    popularity_name, popularity = better
-    if is_popularity:
-        lists = f"Everybody gets {_in_words(name)}; these lists"
-    lead = popularity.model_leads_by
-    popular = popularity.as_served
-    comparison = "not proven better"
-    if lead.verdict != "cannot tell":
-        comparison = lead.verdict
-        if popular.ndcg:
-            comparison = f"{100 * abs(lead.ndcg) / popular.ndcg:.0f} % {comparison}"
+    popularity_name, baseline = better
+    popular = baseline.as_served
     return (
-        f"{lists} are {comparison} than {_in_words(popularity_name)} ({popularity_name}), nDCG@{served.k} "
-        f"{served.ndcg:.3f} against {popular.ndcg:.3f}. {hits_in_words(served, tested)} (of the popular list: "
-        f"{100 * popular.hit_rate:.0f} %). {_groups_in_words(record, popularity)}"
-        f"{_spread_in_words(record.model, popularity)}"
+        f"{lists} are {_comparison_in_words(baseline)} {_in_words(popularity_name)} ({popularity_name}): "
+        f"nDCG@{served.k} {served.ndcg:.3f} against {popular.ndcg:.3f}. {_groups_in_words(record, *better)}{hits} "
+        f"({100 * popular.hit_rate:.0f} % with {popularity_name}). {_spread_in_words(record.model, *better)}"
     )
+
+
+def _comparison_in_words(baseline: BaselineRecord) -> str:
+    """Return how the model compares with a baseline, as `4 % better (95 %: 2 to 6 %) than`."""
+    lead = baseline.model_leads_by
+    popular_ndcg = baseline.as_served.ndcg
+    if lead.verdict == "equal":
+        return "as good for every user as"
+    comparison = "not proven better" if lead.verdict == "cannot tell" else lead.verdict
+    if not popular_ndcg or lead.interval is None:
+        return f"{comparison} than"
+    low, high = (100 * bound / popular_ndcg for bound in lead.interval)
+    if lead.verdict == "cannot tell":
+        return f"{comparison} (95 %: {low:+.0f} to {high:+.0f} %) than"
+    least, most = sorted((abs(low), abs(high)))
+    return f"{100 * abs(lead.ndcg) / popular_ndcg:.0f} % {comparison} (95 %: {least:.0f} to {most:.0f} %) than"
 
 
 def better_popularity(record: EvaluationRecord) -> tuple[str, BaselineRecord] | None:
     """Return the baseline with the higher nDCG as served of popularity of all time and recent popularity, by name.
 
-    None without such a baseline: popularity is none of itself.
+    None without such a baseline; popularity is none of itself.
     """
-    known = [(name, baseline) for name, baseline in _baselines(record) if name in _POPULARITIES]
+    known = [
+        (name, baseline)
+        for name, baseline in _baselines(record)
+        if name in _POPULARITIES and (record.engine, record.params) != ("popularity", baseline.params)
+    ]
     return max(known, key=lambda pair: pair[1].as_served.ndcg, default=None)
 
 
-def _groups_in_words(record: EvaluationRecord, popularity: BaselineRecord) -> str:
-    """Return a sentence on users with a list, and one on those without.
+def _groups_in_words(record: EvaluationRecord, popularity_name: str, popularity: BaselineRecord) -> str:
+    """Return a sentence on users with a list, and one on those without, who are served the popular list.
 
-    Empty if one of these groups is, and if the groups of *popularity* are others.
+    Empty if the groups of *popularity* are others.
     """
     model = record.model
     missing = model.users - model.users_with_lists
-    if not missing or not model.users_with_lists or popularity.users_with_lists != model.users_with_lists:
+    if popularity.users_with_lists != model.users_with_lists:
         return ""
+    if not missing:
+        return "All users of the test are returning ones. "
     returning, new = ndcg_by_group(model, record.as_served)
     popular_returning, popular_new = ndcg_by_group(popularity, popularity.as_served)
-    return (
-        f"For {format_count(model.users_with_lists, 'returning user')} it is {returning:.3f} against "
-        f"{popular_returning:.3f}; {format_count(missing, 'new user')} get the popular list, {new:.3f} against "
-        f"{popular_new:.3f}. "
+    against = "as" if math.isclose(new, popular_new, abs_tol=1e-6) else f"against {popular_new:.3f}"
+    of_new = (
+        f"for {format_count(missing, 'new user')}, {new:.3f} with the popular list that they are served, {against} "
+        f"with {popularity_name}. "
     )
+    if not model.users_with_lists:
+        return of_new.capitalize()
+    of_returning = f"For {format_count(model.users_with_lists, 'returning user')} it is {returning:.3f}"
+    return f"{of_returning} against {popular_returning:.3f}; {of_new}"
 
 
 def ndcg_by_group(personal: ListMetrics, served: RankingMetrics) -> tuple[float, float]:
@@ -172,20 +193,15 @@ def ndcg_by_group(personal: ListMetrics, served: RankingMetrics) -> tuple[float,
     return personal.ndcg * users / max(with_list, 1), of_new
 
 
-def _spread_in_words(lists: ListMetrics, popular: ListMetrics) -> str:
+def _spread_in_words(lists: ListMetrics, popularity_name: str, popular: ListMetrics) -> str:
     """Return a sentence on how personal *lists* are, beside *popular* ones; empty if that was not measured."""
     if lists.shared_items is None or popular.shared_items is None:
         return ""
     return (
-        f"Two users share {lists.shared_items:.1f} of {lists.k} items; half of all places go to "
-        f"{lists.half_places:,.0f} items (of popular lists: {popular.shared_items:.1f}, {popular.half_places:,.0f})."
+        f"Two users share {lists.shared_items:.1f} of {lists.k} items, and half of all places go to "
+        f"{lists.half_places:,.0f} items (with {popularity_name}, {popular.shared_items:.1f} and "
+        f"{popular.half_places:,.0f})."
     )
-
-
-def hits_in_words(served: RankingMetrics, tested: str) -> str:
-    """Return how many users chose an item of their list; *tested* says which users these are."""
-    users = format_count(served.users, "user")
-    return f"Of {users}{tested}, {100 * served.hit_rate:.0f} % chose an item of their list of {served.k}"
 
 
 def _in_words(name: str) -> str:
@@ -216,6 +232,8 @@ def difference_in_words(name: str, lead: Lead) -> str:
     if lead.interval is None:
         return _NO_INTERVAL
     low, high = lead.interval
+    if lead.verdict == "equal":
+        return f"for every user as {name}"
     if lead.verdict == "cannot tell":
         return f"no difference proven from {name} ({low:+.4f} to {high:+.4f})"
     least, most = sorted((abs(low), abs(high)))
@@ -251,7 +269,8 @@ def split_in_words(record: EvaluationRecord) -> str:
     model = record.model
     pairs = format_count(record.train_pairs + record.test_pairs, "pair")
     users = format_count(model.users, "user")
-    parts = [f"{split}: {record.test_pairs:,} of {pairs}, of {users}"]
+    held_back = "" if record.split is None else " held back from training"
+    parts = [f"{split}: {record.test_pairs:,} of {pairs}{held_back}, of {users}"]
     if record.users_drawn_from:
         parts.append(f"drawn at random from {format_count(record.users_drawn_from, 'user')}")
     if missing := model.users - model.users_with_lists:

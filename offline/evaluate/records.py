@@ -35,9 +35,14 @@ class Lead:
         return cls(float(np.mean(differences)), interval_of_mean(differences))
 
     @property
-    def verdict(self) -> Literal["better", "worse", "cannot tell"]:
-        """How the model compares with the baseline: it is better or worse if the interval is known and excludes 0."""
+    def verdict(self) -> Literal["better", "worse", "equal", "cannot tell"]:
+        """How the model compares with the baseline: it is better or worse if the interval is known and excludes 0.
+
+        It is equal if no user's nDCG differs.
+        """
         low, high = self.interval or (-math.inf, math.inf)
+        if low == high == 0:
+            return "equal"
         if low <= 0 <= high:
             return "cannot tell"
         return "better" if low > 0 else "worse"

@@ -40,7 +40,7 @@ from hotplate.offline.evaluate.splits import Parts, rank_in_groups
 from hotplate.offline.input.faults import data_errors
 from hotplate.offline.input.files import DataSource, input_files, named_paths
 from hotplate.offline.input.matrix import Matrix, to_matrix
-from hotplate.offline.input.pairs import Indices, UserItems, no_items, users_per_item
+from hotplate.offline.input.pairs import Indices, UserItems, has_items, items_per_user, no_items, users_per_item
 from hotplate.offline.input.rows import read_roles, with_found_header
 from hotplate.offline.input.tables import open_tables
 from hotplate.offline.list_encoder import check_length
@@ -228,7 +228,7 @@ class Evaluator:
         """
         learnt = self._learnt_in_words(candidate)
         record = self._measure(candidate)
-        answer = answer_in_words(record, f"The lists of {candidate.origin}", tested="")
+        answer = answer_in_words(record, f"The lists of {candidate.origin}")
         rating = self._measure_scores(candidate)
         rows = tuple(metric_rows(record))
         origins = dict(findings_in_words(record))
@@ -337,8 +337,10 @@ class Evaluator:
         learnt = self._learnt_in_words(first, second)
         lists_of_first = self._item_numbers(first)
         lists_of_second = self._item_numbers(second)
-        a = measure_users(self._as_served(lists_of_first, first), self._test)
-        b = measure_users(self._as_served(lists_of_second, second), self._test)
+        served_by_first = self._as_served(lists_of_first, first)
+        served_by_second = self._as_served(lists_of_second, second)
+        a = measure_users(served_by_first, self._test)
+        b = measure_users(served_by_second, self._test)
 
         apart = replace(b, values={name: values - a.values[name] for name, values in b.values.items()})
         rows = list[Row]()
@@ -346,27 +348,40 @@ class Evaluator:
             rows += rows_of(subject, users.metrics, None, self._k)
 
         lead = Lead.of(apart.values["ndcg"])
-        difference = f"nDCG@{self._k} {lead.ndcg:+.4f}"
-        if lead.interval is not None:
+        answers = {
+            "better": f"{second.origin} is better than {first.origin}",
+            "worse": f"{second.origin} is worse than {first.origin}",
+            "equal": f"{second.origin} is as good as {first.origin} for every user",
+            "cannot tell": f"cannot tell whether {second.origin} is better than {first.origin}",
+        }
+        sentence = answers[lead.verdict]
+        if lead.interval is not None and lead.verdict != "equal":
             low, high = lead.interval
-            difference += f" (95 %: {low:+.4f} to {high:+.4f})"
-        sentence = f"{second.origin} is {lead.verdict} than {first.origin}: {difference}"
-        if lead.verdict == "cannot tell":
-            sentence = f"cannot tell whether {second.origin} is better than {first.origin}: {difference}"
+            sentence += f": nDCG@{self._k} {lead.ndcg:+.4f} (95 %: {low:+.4f} to {high:+.4f})"
 
         return Report(
             kind=f"evaluate compare {first.origin} {second.origin}",
-            sentence=" ".join([f"{sentence}.", *learnt]),
+            sentence=" ".join([f"{sentence}.", self._common_in_words(served_by_first, served_by_second), *learnt]),
             rows=tuple(rows),
             columns=columns_of(rows, self._k),
             notes=(
                 f"{format_count(len(a.users), 'user')}, each user's two lists compared at {self._k}",
-                *_notes_on_missing_lists(lists_of_first, first),
-                *_notes_on_missing_lists(lists_of_second, second),
+                *_notes_on_missing_lists(lists_of_first[a.users], first),
+                *_notes_on_missing_lists(lists_of_second[a.users], second),
             ),
             broken=("B is worse than A, beyond what chance explains",) if lead.verdict == "worse" else (),
             extra={"verdict": lead.verdict},
         )
+
+    def _common_in_words(self, first: Indices, second: Indices) -> str:
+        """Return a sentence on how much the two lists of a user of the truth differ; both are [users, k]."""
+        tested = np.flatnonzero(items_per_user(self._test)).astype(np.int32)
+        if np.array_equal(first[tested], second[tested]):
+            return "Each user's two lists are the same."
+        users, _ = np.nonzero(second >= 0)
+        listed = self._matrix(users.astype(np.int32), second[second >= 0])
+        are_common = has_items(listed, tested, first[tested])
+        return f"A user's two lists have {are_common.sum() / len(tested):.1f} of {self._k} items in common."
 
     def _as_served(self, lists: Indices, candidate: Candidate) -> Indices:
         """Return *lists* [users, k], with the candidate's popular list, if known, for users without one."""

@@ -1,7 +1,8 @@
 """Blends: lists made of those of ALS, of neighbours, and of the popular list.
 
 An item's score is the sum of weight / log2(1 + place) over the lists that have it. ALS and neighbours have the weight
-1, and popularity a lower one.
+1, and popularity a lower one. The first 20 items are those with the best sums over the first 20 places, so that they do
+not depend on the length of a list. Those behind them have the best sums over as many places as the list has.
 """
 
 from dataclasses import dataclass, field, replace
@@ -10,6 +11,7 @@ from typing import Any, ClassVar, TypeAlias, TypeVar
 import numpy as np
 from scipy.sparse import csr_matrix
 
+from hotplate.offline.errors import require_at_least
 from hotplate.offline.input.pairs import Allowed, Floats, Indices, UserItems
 from hotplate.offline.train import ranking
 from hotplate.offline.train.als import ALSParams, Factors
@@ -18,19 +20,25 @@ from hotplate.offline.train.popularity import PopularityParams
 
 _PartParams: TypeAlias = ALSParams | NeighbourParams | PopularityParams
 RankerT = TypeVar("RankerT", bound="Factors | Blend")
-# The length of the list of each part.
+# Of the list of each part, for the first items of a list.
 _PLACES = 20
 
 
 @dataclass(frozen=True, slots=True)
 class BlendParams:
-    """Parameters of the blended engines, and the weight of the popular list; those of the others are 1."""
+    """Parameters of the blended engines, and the weight of the popular list; those of the others are 1.
+
+    Raises SettingError for a weight below 0.
+    """
 
     als: ALSParams = field(default_factory=ALSParams)
     neighbours: NeighbourParams = field(default_factory=NeighbourParams)
     popularity: PopularityParams = field(default_factory=PopularityParams)
     popularity_weight: float = 0.3
     recency: ClassVar[None] = None
+
+    def __post_init__(self) -> None:
+        require_at_least("popularity_weight", self.popularity_weight, 0)
 
     @property
     def parts(self) -> tuple[_PartParams, ...]:
@@ -59,20 +67,31 @@ class Blend:
     ) -> ranking.Ranked:
         """Return lists of *n* items for the rows *users* of *user_items*, as `ranking.recommend`."""
         rows = user_items[users]
-        scores = self._scores(rows, users, keep_seen=keep_seen, allowed=allowed)
-        return scores.recommend(
-            rows,
-            scores.users,
-            n,
-            keep_seen=keep_seen,
-            allowed=allowed,
-            own=None if own is None else own[users],
-            boosts=boosts,
-        )
+
+        def best(length: int, places: int) -> ranking.Ranked:
+            """Return lists of *length* items by the first *places* of the lists of the parts."""
+            scores = self._scores(rows, users, places, keep_seen=keep_seen, allowed=allowed)
+            return scores.recommend(
+                rows,
+                scores.users,
+                length,
+                keep_seen=keep_seen,
+                allowed=allowed,
+                own=None if own is None else own[users],
+                boosts=boosts,
+            )
+
+        first = best(min(n, _PLACES), _PLACES)
+        if n <= _PLACES:
+            return first
+        others = best(n, n)
+        # A sum over more places may be higher, but scores descend in a list.
+        others = others._replace(scores=np.minimum(others.scores, first.scores[:, -1:]))
+        return first.followed_by(others, others.items.shape[1])
 
     def score(self, rows: UserItems, users: Indices) -> Floats:
         """Return scores [users, items] by lists that may hold items of the *users*, whose interactions are *rows*."""
-        table: Floats = self._scores(rows, users, keep_seen=True).table.toarray()
+        table: Floats = self._scores(rows, users, _PLACES, keep_seen=True).table.toarray()
         return table
 
     def fold_in(self, user_items: UserItems) -> "Blend":
@@ -81,12 +100,15 @@ class Blend:
         return replace(self, parts=(als.fold_in(user_items), *others))
 
     def _scores(
-        self, rows: UserItems, users: Indices, *, keep_seen: bool, allowed: Allowed = None
+        self, rows: UserItems, users: Indices, places: int, *, keep_seen: bool, allowed: Allowed = None
     ) -> ranking.ScoresOfUsers:
-        """Return the scores of *users*, numbered from 0; those of items that are on no list are 0, and not stored."""
+        """Return the scores of *users*, numbered from 0, by the first *places* of the lists of the parts.
+
+        Those of items that are on no list are 0, and not stored.
+        """
         numbers = np.arange(len(users), dtype=np.int32)
         als, neighbours, popularity = (
-            _discounts(part.recommend(rows, numbers, _PLACES, keep_seen=keep_seen, allowed=allowed).items, rows.shape)
+            _discounts(part.recommend(rows, numbers, places, keep_seen=keep_seen, allowed=allowed).items, rows.shape)
             for part in with_user_factors(self, self.parts[0].user_factors[users]).parts
         )
         return ranking.ScoresOfUsers(als + neighbours + self.params.popularity_weight * popularity, numbers)
@@ -95,7 +117,7 @@ class Blend:
 def _discounts(lists: Indices, shape: tuple[int, int]) -> Any:  # noqa: ANN401 -- scipy publishes no types
     """Return 1 / log2(1 + place) of each item of *lists* [users, places], a csr_matrix [users, items]."""
     users, places = np.nonzero(lists >= 0)
-    discounts = 1 / np.log2(np.arange(2, _PLACES + 2, dtype=np.float32))
+    discounts = 1 / np.log2(np.arange(2, lists.shape[1] + 2, dtype=np.float32))
     return csr_matrix((discounts[places], (users, lists[users, places])), shape=shape)
 
 

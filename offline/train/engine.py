@@ -131,7 +131,19 @@ def read_params(engine: Engine, text: str, seed: int) -> Params:
         values["half_life_days"] = _half_life_days(values.pop("half_life"))
 
     kind: type[Params] = ENGINES[engine].params
-    known = {field.name for field in fields(kind)}
+    if any(field.name == "seed" for field in fields(kind)):
+        values.setdefault("seed", seed)
+    try:
+        params = msgspec.convert(values, kind, strict=False)
+    except msgspec.ValidationError as error:
+        raise SettingError(f"--params {text} cannot be read: {error}.") from error
+    _check_names(engine, values, params)
+    return params
+
+
+def _check_names(engine: object, values: Mapping[str, Any], params: Any) -> None:  # noqa: ANN401 -- any dataclass
+    """Raise SettingError if *values*, from which *params* of *engine* were read, have others, also in their tables."""
+    known = {field.name for field in fields(params)}
     unknown = values.keys() - known
     if unknown:
         names = sorted(name.removesuffix("_days") for name in known)
@@ -140,13 +152,9 @@ def read_params(engine: Engine, text: str, seed: int) -> Params:
         raise SettingError(
             f"params: the engine {engine} has no {', '.join(sorted(unknown))}; it has {', '.join(names)}."
         )
-
-    if "seed" in known:
-        values.setdefault("seed", seed)
-    try:
-        return msgspec.convert(values, kind, strict=False)
-    except msgspec.ValidationError as error:
-        raise SettingError(f"--params {text} cannot be read: {error}.") from error
+    for name, value in values.items():
+        if isinstance(value, dict):
+            _check_names(engine, value, getattr(params, name))
 
 
 def _half_life_days(text: str) -> float:
@@ -188,8 +196,10 @@ def params_class(engine: object) -> type[Params]:
 
 
 def params_from(engine: object, values: dict[str, Any]) -> Params:
-    """Return parameters from JSON values; DataError for an unknown engine."""
-    return msgspec.convert(values, params_class(engine))
+    """Return parameters from JSON values; DataError for an unknown engine, SettingError for unknown parameters."""
+    params = msgspec.convert(values, params_class(engine))
+    _check_names(engine, values, params)
+    return params
 
 
 def fit(

@@ -45,7 +45,7 @@ def test_evaluate_measures_lists_with_or_without_its_subcommand(folder: Path) ->
     printed = succeeded("evaluate", *arguments)
     assert printed == hotplate("evaluate", "lists", *arguments).stdout
     assert printed.startswith(f"The lists of {folder}/good.csv are ")
-    assert "better than the most popular items (popularity), nDCG@1 0.967 against " in printed
+    assert "than the most popular items (popularity): nDCG@1 0.967 against " in printed.replace("\n", " ")
     assert "0.6333 better than popularity (" in printed.replace("\n", " ")
     assert "30 of 60 pairs, of 30 users; 1 of 30 users have no list" in printed.replace("\n", " ")
     output = json_of("evaluate", *arguments)
@@ -81,8 +81,8 @@ def test_release_compares_equal_to_the_model_it_was_published_from(tmp_path: Pat
     succeeded("publish", model, "--store", store, "--list-length", "2")
     printed = succeeded("evaluate", "compare", model, store, "--truth", choices, "-k", "2")
     assert "users have no list in file://" in printed  # lists that equal the popular one are not stored
-    assert printed.startswith("cannot tell")
-    assert "nDCG@2 +0.0000" in printed.replace("\n", " ")
+    assert "is as good as" in printed
+    assert "Each user's two lists are the same." in printed.replace("\n", " ")
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +148,7 @@ def test_what_lists_of_a_file_have_learnt_is_unknown_without_train(shop: Path) -
     assert "learnt" not in json_of("evaluate", *arguments, "--train", days[0])["sentence"]
     failed(hotplate("evaluate", *arguments, "--train", days[1]), f"{lists} has learnt 20 of 20 pairs", code=2)
     compared = json_of("evaluate", "compare", lists, lists, "--truth", days[1])["sentence"]
-    assert compared.endswith(f"). {unknown} {unknown}")
+    assert compared.endswith(f"are the same. {unknown} {unknown}")
     release = f"file://{shop}/late-store", days[1], "--time-column", "none"
     assert json_of("evaluate", *release)["sentence"].endswith("has learnt any pair of the truth is unknown.")
     failed(hotplate("evaluate", *release, "--train", days[1]), "has learnt 20 of 20 pairs", code=2)
@@ -197,12 +197,12 @@ def test_library_measures_and_compares_as_the_command_does(folder: Path, model: 
             assert json.loads(json.dumps(to_json(measured)))["model"] == expected
     loaded = hotplate_library.load_model(model)
     assert hotplate_library.evaluate(loaded, chosen, settings=settings).row("these lists", "nDCG@2") is not None
-    assert "cannot tell" in hotplate_library.compare(loaded, store, chosen, settings=settings).sentence
+    assert "is as good as" in hotplate_library.compare(loaded, store, chosen, settings=settings).sentence
 
     lists = pl.read_csv(folder / "good.csv")
     truth_frame, history = pl.read_csv(folder / "truth.csv"), pl.read_csv(folder / "train.csv")
     report = hotplate_library.evaluate(lists, truth_frame, history=history)
-    assert "better than the most popular items" in report.sentence
+    assert "than the most popular items" in report.sentence
     assert hotplate_library.compare(lists, folder / "bad.csv", truth_frame).exit_code == 3
     with pytest.raises(hotplate_library.DataError, match="user"):
         hotplate_library.evaluate(lists.rename({"user": "x"}), truth_frame)

@@ -50,11 +50,12 @@ def test_first_lines_compare_lists_with_popularity(clicks: Path, tmp_path: Path)
     weak = ["--params", "factors=1,regularization=1000000,iterations=1"]
     done = hotplate("train", clicks, "--out", tmp_path / "model", *weak)
     assert re.match(
-        r"The lists are (\d+ % worse|not proven better) than the most popular items \(popularity\), "
-        r"nDCG@10 0\.\d{3} against 0\.\d{3}\. "
-        r"Of [\d,]+ users in the test data, which training did not see, \d+ % chose an item of their list of 10 "
-        r"\(of the popular list: \d+ %\)\. Two users share \d+\.\d of 10 items; half of all places go to \d+ items "
-        r"\(of popular lists: \d+\.\d, \d+\)\.\n\n",
+        r"The lists are (\d+ % worse \(95 %: \d+ to \d+ %\)|not proven better \(95 %: [-+]\d+ to [-+]\d+ %\)) than "
+        r"the most popular items \(popularity\): nDCG@10 0\.\d{3} against 0\.\d{3}\. "
+        r"(All users of the test are returning ones|For \d+ returning users .* with popularity)\. "
+        r"Of [\d,]+ users, \d+ % chose an item of their list of 10 in the test \(\d+ % with popularity\)\. "
+        r"Two users share \d+\.\d of 10 items, and half of all places go to \d+ items "
+        r"\(with popularity, \d+\.\d and \d+\)\.\n\n",
         unwrapped(done.stdout),
     )
     assert "look out: these are popular lists in all but name" in unwrapped(done.stdout)
@@ -63,7 +64,8 @@ def test_first_lines_compare_lists_with_popularity(clicks: Path, tmp_path: Path)
     done = hotplate("train", clicks, "--out", tmp_path / "model", *popular)
     output = json_of("train", clicks, "--out", tmp_path / "model", *popular)
     assert re.fullmatch(
-        r"Everybody gets what is popular now; these lists are .* than the most popular items \(popularity\), nDCG.*",
+        r"Everybody gets what is popular now \(recent popularity\); these lists are .* than the most popular items "
+        r"\(popularity\): nDCG.*",
         output["verdict"],
     )
     assert unwrapped(done.stdout).startswith(output["verdict"])

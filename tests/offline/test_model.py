@@ -199,6 +199,26 @@ def test_places_outside_of_a_matrix_are_refused_in_a_model_without_digests(saved
         load(saved)
 
 
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"factors": 0}, "factors is 0; it must be at least 1"),
+        ({"facotrs": 9}, "the engine als has no facotrs"),
+        ({"recency": {"half_life_days": 9, "gamma": 1, "decay": 1}}, "the engine als has no decay"),
+    ],
+)
+def test_parameters_that_no_engine_has_are_refused_in_a_model(
+    saved: Path, changed: dict[str, object], reason: str
+) -> None:
+    file = saved / "model.json"
+    description = json.loads(file.read_text())
+    del description["digest"]
+    description["params"] |= changed
+    file.write_text(json.dumps(description))
+    with pytest.raises(ModelUnusable, match=rf"model\.json is incomplete or damaged .*{reason}"):
+        load(saved)
+
+
 @pytest.mark.parametrize("part", ["items.parquet", "gone.parquet"])
 def test_a_model_that_is_replaced_while_it_is_read_is_read_again(
     model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str

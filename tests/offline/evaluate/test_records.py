@@ -41,7 +41,9 @@ def test_model_folder_of_an_earlier_version_is_read(tmp_path: Path) -> None:
     report = model_report(tmp_path / "model")
     better = "popularity (half_life 0.5d) ranks better than this model on the test: nDCG@10 1.0000 against 0.0000"
     assert report.broken == (f"{better}; train with --engine popularity --params half_life=0.5d",)
-    assert report.origins["test"] == "by-time split (test share 0.25): 6 of 24 pairs, of 6 users"
+    assert (
+        report.origins["test"] == "by-time split (test share 0.25): 6 of 24 pairs held back from training, of 6 users"
+    )
     assert len(report.rows) == 32
 
 

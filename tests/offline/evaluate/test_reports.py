@@ -183,7 +183,10 @@ def test_users_without_a_list_are_told_apart_where_popularity_has_the_same(tmp_p
     choices = read_truth(paths[0], {})
     candidate = candidate_from_files(paths[2], choices.pairs, {})
     report = Evaluator(choices, [candidate], 1, read_history(paths[1], {})).evaluate(candidate)
-    assert "For 6 returning users it is 1.000 against 0.000; 2 new users get the popular list" in report.sentence
+    assert (
+        "For 6 returning users it is 1.000 against 0.000; for 2 new users, 0.000 with the popular list that they are "
+        "served, as with popularity. "
+    ) in report.sentence
     assert report.origins["test"].endswith(
         "2 of 8 users have no list and get the popular one; 8 pairs of items that were new"
     )

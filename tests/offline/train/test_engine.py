@@ -1,5 +1,6 @@
 """What every engine promises, on a checkerboard and on its edges; and popular lists, which all of them fall back to."""
 
+import math
 from dataclasses import replace
 from typing import Any, get_args
 
@@ -149,21 +150,34 @@ def test_a_score_of_a_blend_is_a_sum_over_places_of_its_engines(keep_seen: bool)
     blend = fit(user_items, params)
     engines = {part: fit(user_items, part) for part in params.parts}
     users = np.array([4, 11, 2], dtype=np.int32)
-    table = np.zeros((3, 40))
-    for row, (items, listed) in enumerate(
-        zip(*blend.recommend(user_items, users, 40, keep_seen=keep_seen), strict=True)
-    ):
-        table[row, items[items >= 0]] = listed[items >= 0]
-    if keep_seen:
-        assert blend.score(user_items[users], users) == pytest.approx(table)
-    for user, scores in zip(users.tolist(), table, strict=True):
-        expected = np.zeros(40)
-        for part, ranker in engines.items():
-            weight = 0.25 if isinstance(part, PopularityParams) else 1
-            listed = ranker.recommend(user_items, np.array([user], dtype=np.int32), 20, keep_seen=keep_seen).items[0]
-            for place, item in enumerate(listed[listed >= 0].tolist(), start=1):
-                expected[item] += weight / np.log2(1 + place)
-        assert scores == pytest.approx(expected, rel=1e-5)
+    short = blend.recommend(user_items, users, 20, keep_seen=keep_seen)
+    whole = blend.recommend(user_items, users, 40, keep_seen=keep_seen)
+    assert whole.items[:, :20].tolist() == short.items.tolist()
+    for row, user in enumerate(users):
+        sums = {}
+        for places in (20, 40):
+            sums[places] = np.zeros(40)
+            for part, ranker in engines.items():
+                weight = 0.25 if isinstance(part, PopularityParams) else 1
+                listed = ranker.recommend(user_items, users[row : row + 1], places, keep_seen=keep_seen).items[0]
+                for place, item in enumerate(listed[listed >= 0].tolist(), start=1):
+                    sums[places][item] += weight / np.log2(1 + place)
+        if keep_seen:
+            assert blend.score(user_items[[user]], users[row : row + 1])[0] == pytest.approx(sums[20])
+        first = short.items[row]
+        assert short.scores[row] == pytest.approx(sums[20][first], rel=1e-5)
+        assert np.delete(sums[20], first).max() <= short.scores[row, -1] + ROUNDING
+        others = whole.items[row, 20:]
+        others = others[others >= 0]
+        assert {*first.tolist(), *others.tolist()} == {*np.flatnonzero(sums[40])}
+        assert (np.diff(sums[40][others]) <= ROUNDING).all()
+        assert (np.diff(whole.scores[row]) <= 0).all()
+
+
+@pytest.mark.parametrize("weight", [-1, math.nan, math.inf])
+def test_a_weight_of_popularity_out_of_range_is_refused(weight: float) -> None:
+    with pytest.raises(SettingError, match=r"popularity_weight is \S+; it must be at least 0"):
+        BlendParams(popularity_weight=weight)
 
 
 @pytest.mark.parametrize("params", ENGINES, ids=described)
