@@ -39,7 +39,7 @@ from hotplate.bench.statistics import (
     mean,
     plots_by_round,
 )
-from hotplate.bench.verdict import BOUNDS, Finding, Gravity, concluded, findings_of, how_sure, prefixed
+from hotplate.bench.verdict import BOUNDS, MIN_ROUNDS, Finding, Gravity, concluded, findings_of, how_sure, prefixed
 from hotplate.stores.urls import redacted
 
 PARALLEL = 20  # as from Stream Analytics
@@ -373,7 +373,24 @@ def report(runs: HttpRuns) -> Report:
     complete = replace(measured, interrupted=runs.interrupted, configuration=runs.plan.options.to_json())
     if gravities & NOTHING_KNOWN:
         figures = ""
-    return concluded(complete, runs.findings, measured.sentence, figures=figures, answered=BOUNDS, certainty=certainty)
+    return concluded(
+        complete,
+        runs.findings,
+        measured.sentence,
+        figures=figures,
+        answered=BOUNDS,
+        certainty=certainty,
+        assumed=_assumed(runs.plan),
+    )
+
+
+def _assumed(plan: HttpPlan) -> Iterator[str]:
+    """Yield what the answer depends on, and was not measured: how users are drawn, and lists that are not compared."""
+    if plan.keys is not None:
+        zipf = plan.options.zipf
+        yield "users requested equally often (--zipf)" if zipf is None else f"users by a Zipf law of {zipf:g}"
+        if not plan.options.store:
+            yield "the lists are right (--store compares them)"
 
 
 def _report_rounds(runs: HttpRuns) -> tuple[Report, str, str]:
@@ -386,7 +403,8 @@ def _report_rounds(runs: HttpRuns) -> tuple[Report, str, str]:
     if runs.rounds:
         rows = {row.figure: row for row in measured.rows}
         figures = _figures(runs, rows)
-        certainty = how_sure({name: rows[name] for name in runs.plan.objective.latency_us or (P99,)}, rounds)
+        decisive = {f"{name} {{}}": rows[name] for name in runs.plan.objective.latency_us or (P99,)}
+        certainty = how_sure(decisive, rounds if len(runs.rounds) >= MIN_ROUNDS else f"the seconds of {rounds}")
     method = f"{rounds} of {runs.plan.options.duration}, {OPEN_LOOP}; at most {runs.plan.load.connections} in flight"
     measured = replace(
         measured,
@@ -544,7 +562,7 @@ def _report_batches(runs: HttpRuns) -> tuple[Report, str, str]:
     answer = "No batch was served without errors, even one at a time; see below."
     certainty = ""
     if best is not None:
-        certainty = how_sure({P50: replace(latency([best.result], P50), unit="us")}, "1 run of each size")
+        certainty = how_sure({f"{P50} {{}}": replace(latency([best.result], P50), unit="us")}, "the seconds of a run")
         p50 = format_ms(latency_us([best.result], 50))
         figures = f"{format_value(users_per_s(best), 'users/s')}, p50 {p50}"
         answer = f"The smallest batch that gives 90 % of the most users/s is {best.offered:,.0f}: {figures}."

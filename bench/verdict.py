@@ -73,12 +73,14 @@ def concluded(
     figures: str = "",
     answered: Collection[Gravity] = (),
     certainty: str = "",
+    assumed: Iterable[str] = (),
 ) -> Report:
     """Return *report* with its findings, the machine, and its first sentences, which begin with the gravest of them.
 
     answer     the sentence without findings, or with those that it states itself, of the kinds *answered*
     figures    what was measured, without a verdict, which follows a finding
-    certainty  how sure the answer and the figures are, which ends them
+    certainty  how sure the answer and the figures are, which follows them
+    assumed    what they depend on and was not measured, which ends them
     """
     by_gravity = sorted(findings, key=lambda finding: finding.gravity)
     lead = ""
@@ -86,7 +88,10 @@ def concluded(
     if any(finding.gravity not in answered for finding in by_gravity):
         lead = _lead(by_gravity)
         measured = figures
-    sentences = [lead, measured, certainty if measured else ""]
+    sentences = [lead, measured]
+    if measured:
+        assumptions = ", ".join(filter(None, assumed))
+        sentences += [certainty, f"Assumed: {assumptions}." if assumptions else ""]
     return replace(
         report,
         sentence=" ".join(filter(None, sentences)),
@@ -97,25 +102,31 @@ def concluded(
 
 
 def how_sure(figures: Mapping[str, Row], measured: str) -> str:
-    """Return the 95 % intervals of the known *figures* that decide, by their names, or why they have none.
+    """Return the 95 % intervals of the known *figures* that decide, or why they have none.
 
-    Computed and assumed figures are explained by their marks. *measured* says by what, such as `14 rounds`.
+    A figure's name is a format of its interval, as `p99 {}`. Computed and assumed figures are explained by their marks.
+    *measured* says what differ, such as `14 rounds`.
     """
+    known = {name: row for name, row in figures.items() if row.value is not None and not (row.mark and row.low is None)}
     intervals = [
-        f"{name} {span(row, partial(format_value, unit=row.unit))}"
-        for name, row in figures.items()
-        if row.value is not None and not (row.mark and row.low is None)
+        name.format(span(row, partial(format_value, unit=row.unit))) for name, row in known.items() if not _gap(row)
     ]
-    return f"95 % interval by {measured}: {', '.join(intervals)}." if intervals else ""
+    gaps = dict.fromkeys(filter(None, map(_gap, known.values())))
+    parts = [f"{', '.join(intervals)} (95 % interval, as {measured} differ)"] if intervals else []
+    parts += [f"unknown, {gap}" for gap in gaps]
+    return f"How sure: {'; '.join(parts)}." if parts else ""
 
 
 def span(figure: Row, shown: Callable[[float], str]) -> str:
     """Return the interval of a figure, as `1.3 to 1.6`, or why it has none."""
+    return _gap(figure) or f"{shown(figure.low or 0.0)} to {shown(figure.high or 0.0)}"
+
+
+def _gap(figure: Row) -> str:
+    """Return why a figure has no interval; empty if it has one."""
     if figure.low is None or figure.high is None:
         return figure.note or TOO_FEW_ROUNDS
-    if figure.high > WIDEST * figure.low:
-        return "the rounds differ too much for an interval"
-    return f"{shown(figure.low)} to {shown(figure.high)}"
+    return "the rounds differ too much for an interval" if figure.high > WIDEST * figure.low else ""
 
 
 def _lead(findings: Sequence[Finding]) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from itertools import pairwise
 from typing import NamedTuple
 
 from hotplate.base.report import Column, Report, Row, TextTable, format_count, format_value, rounded
@@ -10,7 +11,7 @@ from hotplate.bench.planner.formulas import explain
 from hotplate.bench.planner.inputs import CAPACITIES, INPUT_FIELDS, POD_STORES
 from hotplate.bench.planner.plan import CapacityPlan, break_even
 from hotplate.bench.planner.saved_plan import Baseline, describe_growth
-from hotplate.bench.planner.serving_options import CARRIED, COSTS, TODAY, pod_store
+from hotplate.bench.planner.serving_options import CARRIED, COSTS, STORES, TODAY, pod_store
 from hotplate.bench.verdict import Gravity, concluded, findings_of
 from hotplate.stores.cosmos.url import AUTOSCALE_STEP, INITIAL_PARTITION_RU, MANUAL_STEP
 
@@ -35,10 +36,17 @@ COST_COLUMNS = tuple(
     for name, heading in OPTION_HEADINGS.items()
 )
 STORE_NAMES = {"cosmos": "Cosmos DB", "redis": "Redis", "files": "files"}
+# Assumed inputs that the first sentences name, the first two of them.
+NOTABLE_INPUTS = {
+    "list_length": "lists of {} items", "hit_rate": "no cache", "zipf": "all users alike",
+    "refresh_hours": "daily lists",
+}  # fmt: skip
+HOW_SURE = "How sure: ± by store prices."
 COSMOS_MODES = {"manual": "with fixed RU/s", "autoscale": "with autoscale", "serverless": "as serverless"}
 NOTABLE_SKEW = 1.05
 COSTLY_SKEW = 1.5
 ABOUT_THE_SAME = 1.25
+LITTLE = 0.005
 
 
 class ContainerFigures(NamedTuple):
@@ -92,28 +100,50 @@ def report(plan: CapacityPlan, prices_file: str, baseline: Baseline | None = Non
     bounds = PriceBounds(plan.with_prices(-1), plan.with_prices(1))
     figures = replace(common, rows=tuple(_figure_rows(plan, bounds)), method=tuple(_assumptions(plan, prices_file)))
     if plan.sourced.carries_only:
-        return _concluded(plan, figures, _carried_load(plan))
+        return _concluded(plan, figures, _carried_load(plan, bounds), assumed=_notable_assumptions(plan))
     compared = replace(
         figures,
         rows=(*_cost_rows(plan), *figures.rows),
         columns=COST_COLUMNS,
         verdicts=dict(_reasons(plan)),
     )
-    return _concluded(plan, compared, _recommendation(plan, bounds))
+    return _concluded(plan, compared, _recommendation(plan, bounds), assumed=_notable_assumptions(plan))
 
 
 def _check_report(common: Report, plan: CapacityPlan, baseline: Baseline) -> Report:
     """Return the report of a check: the figures that have grown beyond their bound since *baseline* was saved."""
     grown = tuple(describe_growth(plan, baseline))
     counted = f"{len(baseline.check.agreed) - len(grown)} of {len(baseline.check.agreed)} figures"
-    answer = f"{counted} are inside {baseline.check.bound_percent:g} % of {baseline.layer.source}"
-    return _concluded(plan, common, answer, grown)
+    answer = f"{counted} are inside {baseline.check.bound_percent:g} % of {baseline.layer.source}."
+    return _concluded(plan, common, answer, grown=grown)
 
 
-def _concluded(plan: CapacityPlan, report: Report, answer: str, grown: Iterable[str] = ()) -> Report:
-    """Return a report with its first sentence: the gravest shortage or growth, if there is one, and the answer."""
+def _concluded(
+    plan: CapacityPlan, report: Report, answer: str, *, grown: Iterable[str] = (), assumed: Iterable[str] = ()
+) -> Report:
+    """Return a report with its first sentences: the gravest shortage or growth, if there is one, and the answer.
+
+    How sure its costs are, and what is *assumed*, end them.
+    """
     findings = findings_of(Gravity.OUTSIDE, [*describe_shortage(plan), *grown])
-    return concluded(report, findings, answer, figures=answer)
+    certainty = HOW_SURE if "±" in answer else ""
+    return concluded(report, findings, answer, figures=answer, certainty=certainty, assumed=assumed)
+
+
+def _notable_assumptions(plan: CapacityPlan) -> Iterator[str]:
+    """Yield two of the assumed inputs, and the number of the others."""
+    assumed = _assumed_inputs(plan)
+    notable = [name for name in NOTABLE_INPUTS if name in assumed][:2]
+    for name in notable:
+        yield NOTABLE_INPUTS[name].format(getattr(plan.inputs, name))
+    yield f"{len(assumed) - len(notable)} more"
+
+
+def _assumed_inputs(plan: CapacityPlan) -> set[str]:
+    """Return the names of the inputs by default that the answer is calculated from."""
+    answers = ["carried_lists"] if plan.sourced.carries_only else [f"{option}_total" for option in STORES]
+    used_names = {figure.name for answer in answers for _, figure in explain(plan.figures, answer)}
+    return used_names & plan.sourced.assumed
 
 
 def _common_report(plan: CapacityPlan) -> Report:
@@ -180,7 +210,7 @@ def _cost_rows(plan: CapacityPlan) -> Iterator[Row]:
 def _reasons(plan: CapacityPlan) -> Iterator[tuple[str, str]]:
     """Yield a label and a sentence for each main figure: why it is as it is, and the name to pass to --why.
 
-    The last ones say which options are not possible ("no"), what is assumed, and what is not priced ("besides").
+    The last ones say which options are not possible ("no"), and what is priced.
     """
     number = plan.number
     if plan.inputs.have_ru is not None:
@@ -195,9 +225,7 @@ def _reasons(plan: CapacityPlan) -> Iterator[tuple[str, str]]:
 
     lists = f"{format_count(round(number('rows')), 'list')} of {number('stored_bytes'):,.0f} bytes"
     releases = format_count(round(number("copies")), "release")
-    nodes = ""
-    if plan.is_possible("redis_cost"):
-        nodes = f", {plan.inputs.redis_nodes} x {plan.figures['redis_size']}"
+    nodes = f", {_redis_nodes(plan)}" if plan.is_possible("redis_cost") else ""
     yield "memory", f"Redis {rounded(number('redis_gb'))} GB{nodes}: {releases} of {lists}"
     yield "pods", _describe_pods(plan)
     yield "Redis", _compare_redis(plan)
@@ -206,8 +234,8 @@ def _reasons(plan: CapacityPlan) -> Iterator[tuple[str, str]]:
         yield "no", "; ".join(_describe_obstacles(plan.obstacles))
 
     dates = sorted(price.date for price in plan.prices.named.values())
-    yield "assumed", f"{len(plan.sourced.assumed)} inputs; prices of {dates[0]} to {dates[-1]}  (--all)"
-    yield "besides", f"not priced: {', '.join((*_unpriced_fees(plan), 'traffic'))}  (--all)"
+    unpriced = ", ".join((*_unpriced_fees(plan), "traffic"))
+    yield "priced", f"by prices of {dates[0]} to {dates[-1]}; not {unpriced}  (--all)"
 
 
 def _reads_reason(plan: CapacityPlan, container: ContainerFigures) -> str:
@@ -285,11 +313,11 @@ def describe_shortage(plan: CapacityPlan) -> Iterator[str]:
     """Yield a sentence if `have_ru` is too little for the load."""
     if plan.sourced.carries_only or "short_ru" not in plan.figures:
         return
-    obstacle = plan.figures["short_ru"].obstacle
+    limit = plan.figures["short_ru"].limit
     short = plan.possible("short_ru")
     refused = round(plan.possible("refused_reads") or 0.0, 6)
-    if obstacle:
-        shortage = f"RU/s are not possible for this load ({obstacle})"
+    if limit:
+        shortage = f"RU/s are not possible for this load ({limit})"
     elif short:
         shortage = f"short by {plan.figures['short_ru']}"
     else:
@@ -299,26 +327,32 @@ def describe_shortage(plan: CapacityPlan) -> Iterator[str]:
         yield f"{shortage}: {format_value(refused, 'share')} of reads get 429"
     elif short:
         yield f"{shortage}: the busiest hour fits as a mean, its peaks get 429"
-    elif obstacle:
+    elif limit:
         yield shortage
 
 
 def _recommendation(plan: CapacityPlan, bounds: PriceBounds) -> str:
-    """Return the sentence that says what to provision and how many pods, and which store costs less.
+    """Return the sentences that say which store costs least for the load, and what to provision.
 
-    That is Cosmos DB with the mode that the input `capacity` asks for, or the cheapest one if that is not possible, and
-    the cheapest mode if it is another one. If no mode is possible, it is Redis, else files.
+    That is for Cosmos DB with the mode that the input `capacity` asks for, or the cheapest one if that is not possible,
+    and the cheapest mode if it is another one. If no mode is possible, it is for Redis, else for files.
     """
+    users = f"{format_count(round(plan.number('users_then')), 'user')}"
+    when = f" in {format_count(plan.inputs.months, 'month')}" if plan.number("growth") != 1 else ""
+    load = f"{users}, peaks of {format_value(plan.number('peak_then'))} requests/s{when}"
     pods = {store: format_count(round(plan.number(f"{store}_pods")), "pod") for store in POD_STORES}
-    answer = "Nothing can serve this load"
+    provision = ""
     if plan.mode is not None:
-        answer = f"Provision {_throughput(plan, plan.mode)}, and {pods['cosmos']}"
+        provision = f" Cosmos DB needs {_throughput(plan, plan.mode)}, and {pods['cosmos']}."
     elif plan.is_possible("redis_total"):
-        nodes = f"{plan.inputs.redis_nodes} x {plan.figures['redis_size']} of Azure Managed Redis"
-        answer = f"Provision {nodes}{_in_each_region(plan)}, and {pods['redis']}"
+        provision = f" Redis needs {_redis_nodes(plan)}{_in_each_region(plan)} and {pods['redis']}."
     elif plan.is_possible("files_total"):
-        answer = f"Provision {pods['files']} with files"
-    return f"{answer}. {_compare_costs(plan, bounds)}."
+        provision = f" Files need {pods['files']}."
+    return f"Cheapest for {load}: {_compare_costs(plan, bounds)}.{provision}"
+
+
+def _redis_nodes(plan: CapacityPlan) -> str:
+    return f"{plan.inputs.redis_nodes} x {plan.figures['redis_size']}"
 
 
 def _in_each_region(plan: CapacityPlan) -> str:
@@ -329,7 +363,7 @@ def _throughput(plan: CapacityPlan, mode: str) -> str:
     """Return the RU/s to provision with a mode of Cosmos DB, and with the cheapest one."""
     modes = list(dict.fromkeys((mode, plan.cheapest or mode)))
     provisioned = {name: plan.figures[CONTAINERS[name].ru] for name in modes}
-    words = {"manual": "{}", "autoscale": "autoscale up to {}", "serverless": "serverless"}
+    words = {"manual": "{}", "autoscale": "autoscale up to {}", "serverless": "a serverless account"}
     throughput = " or ".join(words[name].format(ru) for name, ru in provisioned.items()) + _in_each_region(plan)
     if plan.possible("over_ru"):
         throughput += f" (today {plan.inputs.have_ru:,})"
@@ -340,50 +374,59 @@ def _throughput(plan: CapacityPlan, mode: str) -> str:
     return throughput
 
 
-def _carried_load(plan: CapacityPlan) -> str:
+def _carried_load(plan: CapacityPlan, bounds: PriceBounds) -> str:
     """Return the sentence that says which load `have_ru`, the RU/s of today, carries."""
     if obstacle := plan.figures["carried_reads"].obstacle:
-        return f"{plan.figures['carried_ru']} carry nothing: reads are not possible ({obstacle})"
+        return f"{plan.figures['carried_ru']} carry nothing: reads are not possible ({obstacle})."
     reads = format_value(plan.number("carried_reads"))
     mean = format_value(plan.number("carried_mean"))
     lists = format_value(plan.number("carried_lists"))
     where = _in_each_region(plan)
     return (
         f"{plan.figures['carried_ru']}{where} carry {reads} reads/s{' in all' if where else ''}, "
-        f"{mean} with room for peaks, or {lists} lists published/s, for {_rounded(plan, 'carried_cost')} "
-        f"{plan.prices.currency} a month"
+        f"{mean} with room for peaks, or {lists} lists published/s, for {_amount(plan, bounds, 'carried')} "
+        f"{plan.prices.currency} a month."
     )
 
 
 def _compare_costs(plan: CapacityPlan, bounds: PriceBounds) -> str:
-    """Return a sentence that compares the totals of Redis and of Cosmos DB with its cheapest mode, and those of files.
+    """Return the costs in all of Redis, of Cosmos DB with its cheapest mode, and of files, in ascending order.
 
-    Prices are known within bounds. One store is only said to cost less if it does at any prices within them, else
-    probably, or about the same if they differ little.
+    Prices are known within bounds. A store is only said to cost less than the next one if it does at any prices within
+    them, else probably; if they also differ little, they are too close to call.
     """
-    cosmos = f"Cosmos DB {COSMOS_MODES.get(str(plan.cheapest), '')}".rstrip()
-    names = {plan.cheapest or "manual": cosmos, "redis": "Redis"}
-    files = f"files in the pods {_describe_cost(plan, 'files')}"
-    if plan.cheapest is None or not plan.is_possible("redis_total"):
-        costs = [f"{name} {_describe_cost(plan, option, one=True)}" for option, name in names.items()]
-        return "; ".join([*costs, files])
+    names = {
+        "files": "files in pods",
+        plan.cheapest or "manual": f"Cosmos DB {COSMOS_MODES.get(str(plan.cheapest), '')}".rstrip(),
+        "redis": "Redis",
+    }
+    totals = {option: plan.possible(f"{option}_total") or 0.0 for option in names if option not in plan.obstacles}
+    ascending = sorted(totals, key=lambda option: totals[option])
+    costs = {option: f"{names[option]}, {_amount(plan, bounds, option)}" for option in ascending}
+    ranking = f"{costs[ascending[0]]} {plan.prices.currency} a month in all" if ascending else "nothing"
+    for cheaper, dearer in pairwise(ascending):
+        if _is_surely_cheaper(bounds, cheaper, dearer):
+            ranking += f"; then {costs[dearer]}"
+        elif totals[dearer] <= ABOUT_THE_SAME * totals[cheaper]:
+            ranking += f", or {costs[dearer]} (too close to call)"
+        else:
+            ranking += f"; then probably {costs[dearer]}"
+    limits = [
+        f"{name} ({plan.figures[f'{option}_total'].limit})" for option, name in names.items() if option not in totals
+    ]
+    return f"{ranking}; not possible: {', '.join(limits)}" if limits else ranking
 
-    cheaper, dearer = sorted(names, key=lambda option: plan.number(f"{option}_total"))
-    less = f"({_rounded(plan, f'{cheaper}_total')} {plan.prices.currency} a month in all)"
-    more = f"({_rounded(plan, f'{dearer}_total')} {plan.prices.currency})"
-    certainty = "" if _is_surely_cheaper(bounds, cheaper, dearer) else "probably "
-    if certainty and plan.number(f"{dearer}_total") <= ABOUT_THE_SAME * plan.number(f"{cheaper}_total"):
-        return f"{names[cheaper]} {less} and {names[dearer]} {more} cost about the same; {files}"
-    return f"{names[cheaper]} {certainty}costs less {less} than {names[dearer]} {more}; {files}"
 
+def _amount(plan: CapacityPlan, bounds: PriceBounds, option: str) -> str:
+    """Return the total of an option, and by how much the prices of its store may change it, unless that is little.
 
-def _describe_cost(plan: CapacityPlan, option: str, *, one: bool = False) -> str:
-    """Return the total of an option, or the limit that makes it impossible; *one* is the number of the verb."""
-    total = plan.figures[f"{option}_total"]
-    if total.obstacle:
-        return f"{'is' if one else 'are'} not possible ({total.obstacle})"
-    month = " a month in all" if one else ""
-    return f"{'costs' if one else 'cost'} {rounded(total.number, 3)} {plan.prices.currency}{month}"
+    The total of "carried" is the cost of the RU/s of today.
+    """
+    cost = f"{option}_cost"
+    total = plan.possible(f"{option}_total") or plan.number(cost)
+    spread = max(abs(at.number(cost) - plan.number(cost)) for at in bounds)
+    within = f" ± {rounded(spread)}" if spread >= LITTLE * total else ""
+    return f"{rounded(total, 3)}{within}"
 
 
 def _is_surely_cheaper(bounds: PriceBounds, option: str, other: str) -> bool:
@@ -446,10 +489,7 @@ def _assumptions(plan: CapacityPlan, prices_file: str) -> Iterator[str]:
     yield f"prices in {plan.prices.currency} from {prices_file}, the oldest of {oldest}{unchecked}"
     yield f"not priced: {', '.join((*_unpriced_fees(plan), *NOT_PRICED))}"
 
-    used_names: Iterable[str] = plan.figures
-    if plan.sourced.carries_only:  # without users, other figures are of a placeholder load
-        used_names = {figure.name for _, figure in explain(plan.figures, "carried_lists")}
-    assumed = plan.sourced.assumed.intersection(used_names)
+    assumed = _assumed_inputs(plan)
     yield f"assumed: {', '.join(f'{name} {figure}' for name, figure in plan.figures.items() if name in assumed)}"
 
 

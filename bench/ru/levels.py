@@ -321,9 +321,22 @@ def report(sweep: Sweep, ending: Ending, prices: Prices) -> Report:
         configuration=sweep.options.to_json(),
         extra={"subject": EMULATOR if account is None else redacted(account)},
     )
-    decisive = {f"reads/s of {top.ru:,} RU/s": _reads(top), P99: replace(_latency(sweep, P99, top), unit="us")}
+    decisive = {
+        f"{{}} reads/s at {top.ru:,} RU/s": _reads(top),
+        f"{P99} {{}}": replace(_latency(sweep, P99, top), unit="us"),
+    }
     certainty = how_sure(decisive, f"{sweep.duration_s} seconds")
-    return concluded(measured, _findings(sweep, ending), answer, figures=answer, certainty=certainty)
+    return concluded(
+        measured, _findings(sweep, ending), answer, figures=answer, certainty=certainty, assumed=_assumed(sweep)
+    )
+
+
+def _assumed(sweep: Sweep) -> Iterator[str]:
+    """Yield what the answer depends on, and was not measured: what is the emulator's, and the use of the RU/s."""
+    if sweep.emulated:
+        yield "the latency of Cosmos DB"
+        yield "charges as Azure documents them"
+    yield "RU/s in full use"
 
 
 def _findings(sweep: Sweep, ending: Ending) -> list[Finding]:

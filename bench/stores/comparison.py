@@ -170,19 +170,21 @@ class Comparison:
 
     @property
     def decisive(self) -> dict[str, Row]:
-        """The figures that decide, by names that a sentence says: ratios of the nearest stores, in speed and in cost.
+        """The figures that decide, by formats of their intervals: ratios of the nearest stores, in speed and in cost.
 
         Of a single store with a measured latency, it is the percentile.
         """
         timed = [store.candidate.name for store in self._read_by_us]
         figures = dict[str, Row]()
         if len(timed) == 1:
-            figures[f"{DECISIVE} of {timed[0]}"] = self.rows[timed[0], DECISIVE]
+            figures[f"{DECISIVE} of {timed[0]} {{}}"] = self.rows[timed[0], DECISIVE]
         percentile, speeds = self._speeds
-        for figure, ranking in ((percentile, speeds), ("cost", self._rank(COST, self.stores))):
+        costs = self._rank(COST, self.stores)
+        of_what = f" for CPU and store at {self.rate:g}/s"
+        for figure, ranking, base in ((percentile, speeds, ""), ("cost", costs, of_what)):
             if ranking:
                 nearest = ranking.ratios[0]
-                figures[f"{figure} of {nearest.subject} / that of {ranking.least}"] = nearest
+                figures[f"{nearest.subject} {{}} times the {figure} of {ranking.least}{base}"] = nearest
         return figures
 
     @property

@@ -77,7 +77,8 @@ def report(options: ReferenceOptions, compared: Report) -> Report:
     if compared.failures or compared.broken or not (charge and charge.value and p50):
         return reported
     answer = _answer(p50.value, needed_ru(charge.value, RATE), is_emulated=is_emulated)
-    return concluded(reported, [], answer, certainty=how_sure({P50: p50}, format_count(len(p50.values), "round")))
+    certainty = how_sure({f"{P50} {{}}": p50}, format_count(len(p50.values), "round"))
+    return concluded(reported, [], answer, certainty=certainty)
 
 
 def _answer(p50_us: float | None, needed: int, *, is_emulated: bool) -> str:

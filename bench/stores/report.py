@@ -183,7 +183,17 @@ def report(options: StoresOptions, setup: Setup, measured: Measured, notes: Sequ
             "releases": [store.candidate.manifest.release for store in stores],
         },
     )
-    return concluded(compared, measured.findings, answer, certainty=certainty)
+    return concluded(
+        compared, measured.findings, answer, certainty=certainty, assumed=_assumed(options, compared, prices)
+    )
+
+
+def _assumed(options: StoresOptions, compared: Report, prices: Prices) -> Iterator[str]:
+    """Yield what the answer depends on, and was not measured: an emulator's latency, and the price of a vCPU."""
+    if compared.emulated:
+        yield "the latency of Cosmos DB"
+    if options.cpu_hour is None:
+        yield f"{prices['cpu_hour'].amount:g} {prices.currency} a vCPU hour"
 
 
 def _prices(options: StoresOptions) -> Prices:

@@ -212,7 +212,10 @@ def test_lateness_of_all_rounds_is_named_as_their_p99() -> None:
 
 def test_a_report_compared_with_itself_shows_no_difference(report_page: ModuleType, tmp_path: Path) -> None:
     fixed = report_of(*[measured(1_000)] * 5)
-    assert fixed.sentence.startswith("p99 is 1.0 ms at 1,000 answers/s, no errors. 95 % interval by 5 rounds: p99 ")
+    assert fixed.sentence == (
+        "p99 is 1.0 ms at 1,000 answers/s, no errors. How sure: p99 1 ms to 1 ms (95 % interval, as 5 "
+        "rounds differ). Assumed: users requested equally often (--zipf), the lists are right (--store compares them)."
+    )
     report_page.save(fixed, tmp_path / "report")
     compared = bench("compare", tmp_path / "report.json", tmp_path / "report.json")
     assert compared.returncode == 0, compared.stderr

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import textwrap
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import replace
@@ -127,7 +128,7 @@ def test_the_answer_names_the_fastest_the_cheapest_and_a_shared_store() -> None:
     assert max(map(len, lines)) <= 80
     assert [len([line for line in lines if line.startswith(f"{name}  ")]) for name in ("files", "Redis")] == [1, 1]
     assert re.search(
-        r"If servers share a store: Redis, for 9 users cheaper than Cosmos DB from 3\d to 58,300 reads/s\. 95 %",
+        r"If servers share a store: Redis, for 9 users cheaper than Cosmos DB from 3\d to 58,300 reads/s\. How sure: ",
         comparison.sentence,
     )
     assert comparison.verdicts["p50"] == comparison.verdicts["p99"] == "files fastest; Redis 1.5 times (1.5 to 1.5)"
@@ -155,14 +156,24 @@ def test_p99_decided_by_stalls_is_no_difference() -> None:
 def test_the_first_sentences_say_how_sure_they_are() -> None:
     """A reader missed it, as the intervals and the number of rounds were below the table."""
     files = store_runs("files", 0.002)
-    by_ratio = summary(files, store_runs("Redis", 0.003, 75.0))
-    intervals = r"95 % interval by 6 rounds: p99 of Redis / that of files 1\.\d+ to 1\.\d+, cost of Redis / that of "
-    assert re.search(intervals, by_ratio.sentence), by_ratio.sentence
-    assert re.search(r"95 % interval by 6 rounds: p99 of files 2\.\d+ ms to 2\.\d+ ms\.$", summary(files).sentence)
+    redis = store_runs("Redis", 0.003, 75.0)
+    by_ratio = summary(files, redis).sentence
+    sure = (
+        r"How sure: Redis 1\.\d+ to 1\.\d+ times the p99 of files, Redis [\d.]+ to [\d.]+ times the cost of files for "
+        r"CPU and store at 800/s \(95 % interval, as 6 rounds differ\)\. Assumed: 0\.048 USD a vCPU hour\.$"
+    )
+    assert re.search(sure, by_ratio), by_ratio
+    assert re.search(r"How sure: p99 of files 2\.\d+ ms to 2\.\d+ ms \(95 % ", summary(files).sentence)
     few = summary(store_runs("files", steady(0.002, 2)), store_runs("Redis", steady(0.003, 2)))
-    assert few.sentence.endswith("cost of Redis / that of files fewer than 5 rounds.")
+    assert "How sure: unknown, fewer than 5 rounds. " in few.sentence
+    emulated = summary(files, redis, store_runs("Cosmos emulator", 0.004, url="cosmos+http://127.0.0.1:8081/a"))
+    assert "Assumed: the latency of Cosmos DB, 0.048 USD a vCPU hour." in emulated.sentence
+    assert len(textwrap.wrap(emulated.sentence, 80)) <= 5
+    priced = summary(files, redis, options=StoresOptions(cpu_hour=0.04))
+    assert "Assumed" not in priced.sentence
     wrong = summary(store_runs("files", 0.002, wrong=1))
-    assert "interval" not in wrong.sentence
+    assert "How sure" not in wrong.sentence
+    assert "Assumed" not in wrong.sentence
 
 
 def test_one_disturbed_round_is_left_out() -> None:
@@ -424,7 +435,7 @@ def test_no_store_of_two_equal_ones_is_called_the_cheapest() -> None:
     runs = steady(0.002)
     comparison = summary(store_runs("a", runs, 50.0, url="file:///a"), store_runs("b", runs, 50.0, url="file:///b"))
     assert "heapest" not in comparison.sentence
-    assert "No difference in cost is proven between a and b. 95 % interval by 6 rounds: " in comparison.sentence
+    assert "No difference in cost is proven between a and b. How sure: " in comparison.sentence
 
 
 def test_popular_lists_break_a_store_and_the_verdict() -> None:

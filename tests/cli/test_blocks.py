@@ -47,7 +47,7 @@ LISTED: dict[str, dict[str, str]] = {
         "make demo     sample": "a table of targets; tests/cli/test_docs.py looks for them in the Makefile",
         "Fastest and cheapest": OUTPUT + "tests/tools/test_docs_figures.py",
         "On an emulator": OUTPUT + "tests/tools/test_docs_figures.py",
-        "Provision": OUTPUT + "tests/cli/test_plan.py",
+        "Cheapest for": OUTPUT + "tests/cli/test_plan.py",
     },
     "docs/azure.md": {"az ": AZURE},
     "docs/cosmos.md": {
@@ -139,7 +139,7 @@ LISTED: dict[str, dict[str, str]] = {
         "hotplate plan --open": "serves a page until Ctrl-C; tests/bench/planner/test_planner_page.py opens it",
         "hotplate plan --prices-from-azure": "asks Azure for prices; tests/bench/planner has its answers",
     }
-    | dict.fromkeys(("Provision", "Short by", "400 RU/s carry", "…"), OUTPUT + "tests/cli/test_plan.py"),
+    | dict.fromkeys(("Cheapest for", "Short by", "400 RU/s carry", "…"), OUTPUT + "tests/cli/test_plan.py"),
     "docs/stores.md": {"hotplate bench": IDLE + "test_stores.py"},
     "docs/spark.md": dict.fromkeys(("pip install", "spark-submit"), "needs Spark; make spark-test has it"),
 }

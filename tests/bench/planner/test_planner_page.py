@@ -224,7 +224,7 @@ async def test_an_address_with_an_invalid_input_shows_the_form_to_correct_it(bro
         await page.until("document.querySelector('#problems .problem')?.textContent")
         assert await page.evaluate("document.querySelector('#inputs [name=peak_rps]').value") == "lots"
         await change(page, peak_rps="700")
-        await page.until("document.getElementById('answer').textContent.startsWith('Provision ')")
+        await page.until("document.getElementById('answer').textContent.startsWith('Cheapest for ')")
         page.complaints.clear()
 
 
