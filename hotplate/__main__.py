@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def main() -> None:
-    """Run the command; Ctrl-C, and SIGTERM for `run`, `publish` and `import`, end it with 130."""
+    """Run the command; Ctrl-C, and SIGTERM unless the verb handles it, end it with 130."""
     # A shell starts a command in the background with SIGINT ignored, which stays so.
     hears_ctrl_c = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if hears_ctrl_c:
@@ -24,7 +24,7 @@ def main() -> None:
         _print_install_hint(error)
         sys.exit(MISUSED)
 
-    cleans_up = sys.argv[1:2] in (["run"], ["import"], ["publish"])  # when a scheduler stops it
+    cleans_up = sys.argv[1:2] not in (["serve"], ["demo"], ["cosmos-emulator"], ["bench"])  # which handle SIGTERM
     former = signal.getsignal(signal.SIGTERM)
     try:
         try:

@@ -181,6 +181,11 @@ class Setting:
         a URL where only a local path is allowed. A time is returned in seconds, or unchanged if the type is a text.
         """
         value_type = self.value_type
+        if "\0" in str(value):  # from TOML
+            raise ValueError(f"{value!r} has a NUL character")
+        names_place = value_type is Path or self.declaration.metavar == "FOLDER|URL"
+        if value == "" and names_place:  # else it would be the working folder
+            raise ValueError("an empty text names no file; leave it out, or write . for this folder")
         if value_type is Path and not self.declaration.urls:
             local_path(str(value))
         readable = value

@@ -309,8 +309,7 @@ def _publish(read_lists: Callable[[OnStage], AnyLists], flags: ReleaseFlags, met
     *meter* counts request units (RU) of Cosmos DB. The other parameters are those of `publish_lists`. If the release
     may not go live, the result has the error that says why, and it is not raised.
     """
-    if not flags.dry_run:
-        run_on_store(flags.store, check_store, may_be_new=True)
+    run_on_store(flags.store, check_store, may_be_new=True)
     with progress_bars(meter.progress) as on_progress:
         lists = run_interruptibly(lambda: read_lists(on_progress))
         publish = partial(

@@ -161,9 +161,10 @@ def activate(
 
 @app.command()
 def rollback(store: StoreUrl = None, force: Force = False, reason: Reason = "") -> None:
-    """Make the release that was live before live again; no data moves, and a canary ends, but not an experiment.
+    """Make the release that was live before live again; no data moves, and a canary ends.
 
-    Its manifest, popular lists and a sample of its rows are read first.
+    An experiment goes on, unless that release is its arm B, which all users then see. Its manifest, popular lists and a
+    sample of its rows are read first.
 
     Example: hotplate releases rollback
     """

@@ -79,9 +79,10 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("verb", [["store", "restore"], ["releases", "repair", "--from"]], ids=["restore", "repair"])
 def test_an_interrupted_restore_or_repair_leaves_nothing_half_made(
-    verb: list[str], source: Path, tmp_path: Path
+    verb: list[str], number: signal.Signals, source: Path, tmp_path: Path
 ) -> None:
     store = tmp_path / "store"
     if verb[0] == "releases":
@@ -91,7 +92,7 @@ def test_an_interrupted_restore_or_repair_leaves_nothing_half_made(
         verb = [*verb, str(source)]
     before = listed(store)
     words = (*verb, "--store", f"file://{store}")
-    assert interrupted(tmp_path, *words, stage=verb[1]) == (130, "")
+    assert interrupted(tmp_path, *words, stage=verb[1], number=number) == (130, "")
     assert listed(store) == before
     succeeded(*words)
 

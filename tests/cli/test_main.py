@@ -101,6 +101,24 @@ def test_arguments_that_cannot_be_used_are_refused_with_the_reason(tmp_path: Pat
         failed(too_many, f"'{option}'", "is not a whole number from 1 to 1,000,000,000", code=2)
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["train", ""],
+        ["train", "clicks.csv", "--titles", ""],
+        ["publish", "model", "--available", ""],
+        ["import", ""],
+        ["users", "find", "bo", "--events", ""],
+        ["events", "report", ""],
+        ["users", "find", "bo", "--backup", ""],
+        ["store", "backup", ""],
+    ],
+    ids=" ".join,
+)
+def test_an_empty_path_is_refused_and_is_not_the_working_folder(words: list[str]) -> None:
+    failed(hotplate(*words), "an empty text names no file; leave it out", code=2)
+
+
 @pytest.mark.parametrize(("flags", "has_times"), [(TrainFlags, True), (ImportFlags, False), (ListFlags, True)])
 def test_only_files_with_times_have_an_option_of_their_format(flags: type, *, has_times: bool) -> None:
     names = {setting.name for setting in settings_of(flags)}

@@ -59,6 +59,13 @@ def test_dry_run_writes_nothing_and_a_publish_reports_what_it_spent(
     assert "read back once; 0 refused (429)" in text
 
 
+@pytest.mark.parametrize("options", [[], ["--dry-run"]], ids=["publish", "dry run"])
+def test_store_out_of_reach_is_reported_before_anything_is_read(options: list[str], tmp_path: Path) -> None:
+    store = "redis://127.0.0.1:9/0"
+    for verb in ("publish", "import"):
+        failed(hotplate(verb, tmp_path / "absent", "--store", store, *options), store)
+
+
 def test_dry_run_prints_rows_and_bytes_for_files_and_redis(
     lists: Path, model: Path, tmp_path: Path, redis_server: RedisServer
 ) -> None:

@@ -475,6 +475,8 @@ def test_a_work_folder_has_one_run_at_a_time(pipeline: Path, tmp_path: Path) -> 
         ("[train]", "[train]\nmin_per_usr = 3", "[train] has no key min_per_usr; did you mean min_per_user?"),
         ("[train]", "[train]\nmin-per-user = 0", "[train]: min_per_user: 0 is not a whole number of at least 1"),
         ('data = "clicks.csv"', "data = []", "[train] needs the key data"),
+        ('data = "clicks.csv"', 'data = [""]', "[train]: data: an empty text names no file"),
+        ('data = "clicks.csv"', 'data = "a\\u0000b"', r"[train]: data: 'a\x00b' has a NUL character"),
         ("[train]", "[train]\ntune = false", "[train]: tune = false is written no_tune = true."),
         ("[train]", "[train]\nout = 'model'", "[train] has no key out"),
         ("[train]", '[train]\nhalf_life = "often"', "The half-life 'often' cannot be read"),

@@ -297,6 +297,16 @@ def test_rollback_changes_arm_a_and_promote_or_abort_end_experiments() -> None:
     assert changes.activate(catalogue, A, end_canary=True).running is None
 
 
+@pytest.mark.parametrize("days", [None, 14.0], ids=["canary", "experiment"])
+def test_rollback_to_the_release_of_a_canary_or_of_arm_b_shows_it_to_all(days: float | None) -> None:
+    catalogue = changes.start_canary(evolved(), A, 50, days)
+    assert changes.rollback_target(catalogue) == catalogue.find(A)
+    back = changes.rollback(catalogue, B, "slow")
+    assert (back.live, back.canary, back.running, back.find(B).refused_by) == (A, None, None, ("slow",))
+    assert parse(dump(replace(back, generation=1)), now=100.0, where="here").live == A
+    assert changes.start_canary(back, B, 5, overridden=("slow",)).canary == Canary(B, 5, salt="b")
+
+
 def test_an_experiment_has_a_fixed_share_and_arms_of_different_releases() -> None:
     with pytest.raises(ReleaseConflict, match="promote or abort it"):
         changes.start_canary(with_arms(), C, 60)
