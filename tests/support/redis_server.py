@@ -46,8 +46,8 @@ end
 # Generous: tests assert that something happens, not how soon.
 SOON_S = 30.0
 
-# Opens a store at a URL, which is closed at the end of the test.
-OpenRedis = Callable[[str], RedisStore]
+# Opens a store at a URL, with arguments of `open_url`, which is closed at the end of the test.
+OpenRedis = Callable[..., RedisStore]
 
 
 def users_of_the_guide(prefix: str, execute: Callable[..., object], url_of: Callable[..., str]) -> dict[str, str]:
