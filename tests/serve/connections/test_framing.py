@@ -2,7 +2,6 @@
 
 import json
 import tracemalloc
-from collections.abc import AsyncIterator
 from itertools import pairwise
 from unittest.mock import Mock, create_autospec
 
@@ -17,22 +16,11 @@ from hotplate.serve.api.schemas import MAX_USERS
 from hotplate.serve.connections.framing import MAX_CHUNKS, Body, MalformedBody, TooManyChunks
 from hotplate.serve.embedded import Lists
 from hotplate.serve.problems import Problem
-from hotplate.serve.tiers.reader import TieredReader
 from tests.support.lane import Pair, connected, sent_to
-from tests.support.memory_store import MemoryStore
-from tests.support.remote import publish
 
 GET = b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n"
 LINE = b"POST /v1/recommendations HTTP/1.1\r\nHost: a\r\n"
 HEAD = LINE + b"Transfer-Encoding: chunked\r\n\r\n"
-
-
-@pytest.fixture
-async def pair() -> AsyncIterator[Pair]:
-    store = MemoryStore()
-    await publish(store, "first")
-    async with Pair(TieredReader({"store": store})) as pair:
-        yield pair
 
 
 def batch(size: int) -> bytes:

@@ -450,18 +450,3 @@ async def test_reads_continue_while_a_renewed_token_is_refused(
     finally:
         await store.close()
     await renewals_ended(caplog)
-
-
-@pytest.mark.parametrize(
-    ("url", "complaint"),
-    [
-        ("rediss://me:secret@a/?auth=entra", "a user or a password; leave one out"),
-        ("rediss://a/?auth=password", "write entra"),
-        ("redis://a/?auth=entra", "no parameter 'auth'"),
-        ("redis://a/?client=redis-py", "no parameter 'client'"),
-    ],
-)
-def test_invalid_client_options_are_errors(url: str, complaint: str) -> None:
-    with pytest.raises(StoreMisused, match=complaint) as caught:
-        open_url(url)
-    assert "secret" not in str(caught.value)
