@@ -3,13 +3,12 @@
 import re
 import subprocess
 import sys
-import tomllib
 import venv
 from pathlib import Path
 
 import pytest
 
-from tests.support.kubernetes import K8S, tool
+from tests.support.kubernetes import K8S, VERSION, tool
 from tests.support.paths import ROOT
 from tests.support.processes import run_process
 from tests.support.service import publish_lists, running, until
@@ -87,8 +86,7 @@ def test_the_default_target_serves() -> None:
 
 
 def test_the_label_has_the_version_of_the_repository() -> None:
-    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
-    assert f"ARG VERSION={version}" in LINES
+    assert f"ARG VERSION={VERSION}" in LINES
 
 
 def test_everything_copied_is_in_the_context() -> None:

@@ -6,7 +6,6 @@ import os
 import re
 import shlex
 import tempfile
-import tomllib
 from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
@@ -19,7 +18,7 @@ import yaml
 from hotplate.cli.run_work import read_job, read_pipeline
 from hotplate.offline.gates.bounds import bounds_of
 from tests.support.command import succeeded
-from tests.support.kubernetes import K8S, Object, built
+from tests.support.kubernetes import K8S, VERSION, Object, built
 from tests.support.paths import ROOT
 from tests.support.policies import POLICIES, Cluster, name_of, objections
 
@@ -121,11 +120,10 @@ def test_every_object_is_valid_for_each_kubernetes_version(version: str) -> None
 
 
 def test_images_and_labels_have_the_version_of_the_package() -> None:
-    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     for pod in Cluster(everything()).pods:
-        assert pod.labels["app.kubernetes.io/version"] == version
+        assert pod.labels["app.kubernetes.io/version"] == VERSION
         ours = [container["image"] for container in pod.containers if container["image"].startswith("hotplate")]
-        assert all(image.endswith(f":{version}") for image in ours)
+        assert all(image.endswith(f":{VERSION}") for image in ours)
 
 
 def test_pipeline_of_the_job_can_run(monkeypatch: pytest.MonkeyPatch) -> None:

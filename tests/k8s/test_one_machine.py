@@ -6,7 +6,6 @@ import re
 import subprocess
 import sys
 import time
-import tomllib
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -20,9 +19,8 @@ import yaml
 from hotplate.bench.process import free_port
 from hotplate.serve.access.keys import create
 from tests.support.command import succeeded
-from tests.support.kubernetes import K8S, tool
+from tests.support.kubernetes import K8S, VERSION, tool
 from tests.support.monitoring import panel_expressions
-from tests.support.paths import ROOT
 from tests.support.processes import run_process
 from tests.support.service import a_list, published, running, until
 
@@ -154,9 +152,8 @@ def test_compose_is_valid_and_mounts_existing_paths() -> None:
     command = [tool("check-jsonschema"), "--builtin-schema", "vendor.compose-spec", str(COMPOSE / "compose.yaml")]
     run_process(*command)
     services = yaml.safe_load((COMPOSE / "compose.yaml").read_text())["services"]
-    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     images = {service["image"] for service in services.values() if "build" in service}
-    assert images == {f"hotplate:{version}", f"hotplate-offline:{version}"}
+    assert images == {f"hotplate:{VERSION}", f"hotplate-offline:{VERSION}"}
     bound = [
         volume.split(":")[0] for service in services.values() for volume in service["volumes"] if volume.startswith(".")
     ]

@@ -366,12 +366,6 @@ def test_a_lease_further_ahead_than_a_writer_takes_has_lapsed() -> None:
         changes.take_over(replace(catalogue, now=100.0 - 20.0), draft(C, writer="another"))
 
 
-def test_first_format_record_is_distinguished_from_damage() -> None:
-    with pytest.raises(CatalogueUnreadable, match="new store") as caught:
-        parse(orjson.dumps(orjson.loads(dump(evolved())) | {"format": 1}), now=0, where="here")
-    assert "rebuild" not in str(caught.value)
-
-
 def test_each_state_can_end_as_dropping_except_that_of_a_served_release() -> None:
     ends = {state for state, following in changes.TRANSITIONS.items() if State.DROPPING in following}
     assert ends == {*State} - {State.LIVE, State.DROPPING}

@@ -1,10 +1,8 @@
 """The doctor on every store: its findings, and that it changes nothing."""
 
 import os
-import shutil
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -190,15 +188,6 @@ async def test_lost_rows_of_live_release_and_canary_are_counted(monkeypatch: pyt
 
 def uses_prevented_by(findings: Sequence[Finding]) -> set[StoreUse]:
     return {use for finding in findings for use in finding.prevented}
-
-
-@pytest.fixture
-def open_folder() -> Iterator[Path]:
-    """A folder that any user may enter."""
-    path = Path(tempfile.mkdtemp(dir="/tmp"))
-    path.chmod(0o755)
-    yield path
-    shutil.rmtree(path)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")

@@ -3,13 +3,11 @@
 import asyncio
 import json
 import random
-import secrets
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 
@@ -22,8 +20,6 @@ from hotplate.stores.errors import ReleaseCorrupt
 from hotplate.stores.store import Plan, Row
 from hotplate.stores.users import erase_users
 from hotplate.stores.verification import verify
-from tests.support.cosmos_account import Account
-from tests.support.redis_server import RedisServer
 from tests.support.soak import SEED, in_soak, scaled
 from tests.support.stores import LISTS, allow_erasure, batches, lapse, publish, published_rows, ref_of
 
@@ -62,13 +58,6 @@ async def erase():
 
 asyncio.run(erase())
 """
-
-
-@pytest.fixture(params=["file", "redis", "cosmos"])
-def url(request: pytest.FixtureRequest, tmp_path: Path, redis_server: RedisServer, cosmos_http: Account) -> str:
-    name = secrets.token_hex(4)
-    urls = {"redis": redis_server.url(prefix=name), "cosmos": cosmos_http.url(name, ru="30000")}
-    return urls.get(request.param, f"file://{tmp_path}/store")
 
 
 @contextmanager

@@ -4,7 +4,6 @@ Earlier versions are checkouts of their commits, which a shallow clone lacks.
 """
 
 import os
-import secrets
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -15,10 +14,8 @@ import orjson
 import pytest
 
 from hotplate.stores.connect import connect
-from tests.support.cosmos_account import Account
 from tests.support.paths import ROOT
 from tests.support.processes import run_process
-from tests.support.redis_server import RedisServer
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(1800)]
 
@@ -133,13 +130,6 @@ def checkouts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             pytest.skip(f"no commit {commit}: {archive.stderr.decode().strip()[:80]}")
         subprocess.run(["tar", "-x", "-C", folder], input=archive.stdout, check=True)
     return folders
-
-
-@pytest.fixture(params=["file", "redis", "cosmos"])
-def url(request: pytest.FixtureRequest, tmp_path: Path, redis_server: RedisServer, cosmos_http: Account) -> str:
-    name = secrets.token_hex(4)
-    urls = {"redis": redis_server.url(prefix=name), "cosmos": cosmos_http.url(name, ru="30000")}
-    return urls.get(request.param, f"file://{tmp_path}/store")
 
 
 def run(root: Path, url: str, verbs: Sequence[str]) -> list[dict[str, Any]]:

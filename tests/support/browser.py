@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pytest
 from aiohttp import ClientSession, ClientWebSocketResponse, WSMsgType
 
+from tests.support.processes import skip_without
 from tests.support.service import until
 
 # The browser contacts only this machine.
@@ -29,9 +29,7 @@ def chromium() -> str:
     """Return the browser's path; without one the test is skipped, or fails if it is required."""
     program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if program is None:
-        if "chromium" in os.environ.get("HOTPLATE_REQUIRE", "").split(","):
-            pytest.fail("chromium is not here, and HOTPLATE_REQUIRE wants it")
-        pytest.skip("chromium is not here")
+        skip_without("chromium", "chromium is not here")
     return program
 
 

@@ -1,7 +1,7 @@
 """Interactions with provably right recommendations."""
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,6 +26,9 @@ from hotplate.offline.train.engine import Params
 from hotplate.offline.train.popularity import Popular, most_popular
 from hotplate.offline.train.similar import SimilarParams
 from hotplate.offline.train.similar import fit as fit_similar
+
+# Reads a text with options of `read_interactions`.
+ReadText = Callable[..., Interactions]
 
 DATA = DataDescription(
     rows=9,

@@ -4,15 +4,17 @@ import functools
 import os
 import shutil
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
-import pytest
 import yaml
 
-from tests.support.processes import run_process
+from tests.support.paths import ROOT
+from tests.support.processes import run_process, skip_without
 
-K8S = Path(__file__).parents[2] / "k8s"
+K8S = ROOT / "k8s"
+VERSION: str = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
 Object = dict[str, Any]
 """One Kubernetes object, as its YAML says it."""
 
@@ -21,10 +23,7 @@ def tool(name: str) -> str:
     """Return the path of an executable beside this Python or on the PATH; skips, or fails if it is required."""
     program = shutil.which(name, path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     if program is None:
-        reason = f"{name} is not here (make k8s-check brings it where it can)"
-        if name in os.environ.get("HOTPLATE_REQUIRE", "").split(","):
-            pytest.fail(f"HOTPLATE_REQUIRE says {name}: {reason}")
-        pytest.skip(reason)
+        skip_without(name, f"{name} is not here (make k8s-check brings it where it can)")
     return program
 
 

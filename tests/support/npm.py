@@ -1,13 +1,12 @@
 """Packages of npm that a test works against: installed once, kept in pytest's cache; a machine without them skips."""
 
-import os
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.support.processes import run_process
+from tests.support.processes import run_process, skip_without
 
 
 def installed(config: pytest.Config, *packages: str) -> Path:
@@ -21,9 +20,7 @@ def installed(config: pytest.Config, *packages: str) -> Path:
     missing = [name for name in ("node", "npm") if shutil.which(name) is None]
     reason = f"{' and '.join(missing)} not on the PATH" if missing else _install(folder, packages)
     if reason:
-        if "node" in os.environ.get("HOTPLATE_REQUIRE", "").split(","):
-            pytest.fail(f"HOTPLATE_REQUIRE says node: {reason}")
-        pytest.skip(f"not without {', '.join(packages)}: {reason}")
+        skip_without("node", f"not without {', '.join(packages)}: {reason}")
     return folder
 
 

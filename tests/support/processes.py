@@ -1,8 +1,18 @@
-"""Programs that a test runs to their end."""
+"""Programs that a test runs to their end, and those that are not here."""
 
+import os
 import subprocess
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
+
+import pytest
+
+
+def skip_without(tool: str, reason: str) -> NoReturn:
+    """Skip a test because a tool is missing; fail it if HOTPLATE_REQUIRE names the tool."""
+    if tool in os.environ.get("HOTPLATE_REQUIRE", "").split(","):
+        pytest.fail(f"HOTPLATE_REQUIRE says {tool}: {reason}")
+    pytest.skip(reason)
 
 
 def run_process(

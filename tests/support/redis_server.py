@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import hiredis
-import pytest
 import redis
 from redis.driver_info import DriverInfo
 
@@ -21,6 +20,7 @@ from hotplate.bench.cosmos_emulator.server import make_certificate
 from hotplate.bench.process import free_port
 from hotplate.stores.redis.store import RedisStore
 from tests.support.paths import ROOT
+from tests.support.processes import skip_without
 
 # The version of redis-py, which each new client would read from the metadata of its package.
 _DRIVER = DriverInfo()
@@ -46,8 +46,8 @@ end
 # Generous: tests assert that something happens, not how soon.
 SOON_S = 30.0
 
-# Opens a store at a URL, which is closed at the end of the test.
-OpenRedis = Callable[[str], RedisStore]
+# Opens a store at a URL, with arguments of `open_url`, which is closed at the end of the test.
+OpenRedis = Callable[..., RedisStore]
 
 
 def users_of_the_guide(prefix: str, execute: Callable[..., object], url_of: Callable[..., str]) -> dict[str, str]:
@@ -215,9 +215,7 @@ def find_binary() -> str:
         return chosen
     binary = shutil.which("redis-server")
     if binary is None:
-        if "redis" in os.environ.get("HOTPLATE_REQUIRE", "").split(","):
-            pytest.fail("HOTPLATE_REQUIRE says redis, and no redis-server is on the PATH")
-        pytest.skip("no redis-server on the PATH; on Debian or Ubuntu: apt-get install redis-server")
+        skip_without("redis", "no redis-server on the PATH; on Debian or Ubuntu: apt-get install redis-server")
     return binary
 
 

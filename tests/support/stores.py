@@ -38,6 +38,7 @@ __all__ = (
     "batches",
     "begin_draft",
     "draft_of",
+    "expect_rows",
     "lapse",
     "lists_of",
     "look",
@@ -123,6 +124,11 @@ async def published_rows(store: Store, release: ReleaseId) -> list[Row]:
     opened = Checksum(release).open
     rows = await published_values(store, release)
     return [Row(key, opened(key, value)[OFFSET_BYTES:]) for key, value in rows if key != "meta:manifest"]
+
+
+async def expect_rows(store: Store, *rows: Row) -> None:
+    """Fail if a read of the keys of *rows* in FIRST returns other values."""
+    assert await store.get_many(release_ref(FIRST), [row.key for row in rows]) == [row.value for row in rows]
 
 
 async def look(url: str) -> dict[str, Finding]:

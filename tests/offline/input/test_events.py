@@ -12,7 +12,7 @@ from hotplate.offline.input.interactions import read_interactions
 from hotplate.offline.input.recorded_events import read_events
 from hotplate.offline.options import Format
 from hotplate.stores.event_log import LogSegment, line_of, segments
-from tests.support.interactions import pairs_of
+from tests.support.interactions import pairs_of, write
 
 WEIGHTS = {"click": 1.0, "buy": 5.0}
 Event = dict[str, object]
@@ -89,54 +89,44 @@ def test_events_filter_by_role_and_need_weights(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("log", "expected"),
+    ("log", "where", "expected"),
     [
-        ("user,item\nu1,b\nu9,c\n", [("u1", "b", 2.0), *PAIRS[1:], ("u9", "c", 1.0)]),
-        ("customer,sku,weight\nu1,b,2.5\n", [("u1", "b", 3.5), *PAIRS[1:]]),
-        ("user,item,action\nu1,b,buy\nu1,b,look\n", [("u1", "b", 6.0), *PAIRS[1:]]),
-        ("user,item,ts,title,segment\nu1,b,2026-01-01,Bee,north\n", [("u1", "b", 2.0), *PAIRS[1:]]),
+        ("user,item\nu1,b\nu9,c\n", [], [("u1", "b", 2.0), *PAIRS[1:], ("u9", "c", 1.0)]),
+        ("customer,sku,weight\nu1,b,2.5\n", [], [("u1", "b", 3.5), *PAIRS[1:]]),
+        ("user,item,action\nu1,b,buy\nu1,b,look\n", [], [("u1", "b", 6.0), *PAIRS[1:]]),
+        ("user,item,ts,title,segment\nu1,b,2026-01-01,Bee,north\n", [], [("u1", "b", 2.0), *PAIRS[1:]]),
+        ("user,item,quantity\nu1,b,2\nu9,c,0\n", ["quantity>0"], [("u1", "b", 2.0), *PAIRS[1:]]),
+        ("User,Item\nu1,b\nu9,c\n", ["User!=u2"], [("u1", "b", 2.0), ("u9", "c", 1.0)]),
     ],
-    ids=["pairs", "weights", "events of its own", "times, titles and segments"],
+    ids=[
+        "pairs",
+        "weights",
+        "events of its own",
+        "times, titles and segments",
+        "a filter of the log alone",
+        "a filter of both in another case",
+    ],
 )
 def test_events_are_combined_with_a_log_of_any_columns(
-    tmp_path: Path, log: str, expected: list[tuple[str, str, float]]
+    tmp_path: Path, log: str, where: list[str], expected: list[tuple[str, str, float]]
 ) -> None:
-    folder = tmp_path / "events"
-    segment(folder, *EVENTS)
-    (tmp_path / "log.csv").write_text(log)
-    read = read_interactions(tmp_path / "log.csv", folder, event_weights=WEIGHTS)
+    segment(tmp_path / "events", *EVENTS)
+    file = write(tmp_path / "log.csv", log)
+    read = read_interactions(file, tmp_path / "events", event_weights=WEIGHTS, where=where)
     assert pairs_of(read) == expected
     assert read.left_out["unknown event"] >= 3
     assert read.titles == ({"b": "Bee"} if "Bee" in log else {})
 
 
 def test_bad_times_of_a_log_are_shown_also_with_events(tmp_path: Path) -> None:
-    folder = tmp_path / "events"
-    segment(folder, *EVENTS)
-    log = tmp_path / "log.csv"
-    log.write_text("user,item,ts\nu1,b,2026-01-01\nu2,b,soon\n")
-    read = read_interactions(log, folder, event_weights=WEIGHTS, form=Format(max_bad_rows=0.5))
+    segment(tmp_path / "events", *EVENTS)
+    log = write(tmp_path / "log.csv", "user,item,ts\nu1,b,2026-01-01\nu2,b,soon\n")
+    read = read_interactions(log, tmp_path / "events", event_weights=WEIGHTS, form=Format(max_bad_rows=0.5))
     assert f"{log}, row 3, column 'ts': 'soon' is not a time" in read.notes[0]
 
 
 def test_unknown_events_are_named_also_with_a_log_if_nothing_is_left(tmp_path: Path) -> None:
-    folder = tmp_path / "events"
-    segment(folder, *EVENTS)
-    log = tmp_path / "log.csv"
-    log.write_text("user,item\n,b\n")
+    segment(tmp_path / "events", *EVENTS)
+    log = write(tmp_path / "log.csv", "user,item\n,b\n")
     with pytest.raises(DataError, match=r"1 no user, 7 unknown event \(most often "):
-        read_interactions(log, folder, event_weights={"cart": 1.0})
-
-
-def test_log_filter_does_not_apply_to_events(tmp_path: Path) -> None:
-    segment(tmp_path / "events", *EVENTS)
-    (tmp_path / "log.csv").write_text("user,item,quantity\nu1,b,2\nu9,c,0\n")
-    read = read_interactions(tmp_path / "log.csv", tmp_path / "events", event_weights=WEIGHTS, where=["quantity>0"])
-    assert pairs_of(read) == [("u1", "b", 2.0), *PAIRS[1:]]
-
-
-def test_filter_applies_to_events_whatever_the_case_of_its_column(tmp_path: Path) -> None:
-    segment(tmp_path / "events", *EVENTS)
-    (tmp_path / "log.csv").write_text("User,Item\nu1,b\nu9,c\n")
-    read = read_interactions(tmp_path / "log.csv", tmp_path / "events", event_weights=WEIGHTS, where=["User!=u2"])
-    assert pairs_of(read) == [("u1", "b", 2.0), ("u9", "c", 1.0)]
+        read_interactions(log, tmp_path / "events", event_weights={"cart": 1.0})

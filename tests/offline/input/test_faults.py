@@ -5,6 +5,7 @@ import io
 import random
 import uuid
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
 import polars as pl
@@ -14,11 +15,12 @@ import zstandard
 from hotplate.offline.errors import DataError, SettingError
 from hotplate.offline.input.interactions import read_interactions
 from hotplate.offline.options import Columns, Format
-from tests.support.interactions import pairs_of, write
+from tests.support.interactions import ReadText, pairs_of, write
 
 GOOD = "user,item,weight\n" + "".join(f"u{at % 7},i{at % 11},{at + 1}\n" for at in range(500))
 UNKNOWN = random.Random(1).randbytes(5000)
 MISNAMED = "custmer,product,plays\na,b,1\nc,d,1\n"
+WEIGHED_TWICE = "user,item,weight,event\nu,i,1,view\nv,j,1,view\n"
 FEW = "user,item,weight\n,b,1\na,b,0\nc,d,5\n"
 
 
@@ -85,6 +87,19 @@ FILES: list[tuple[str, str | bytes, str]] = [
     ("a.jsonl", '{"user": [1], "item": 2}\n{"user": [2], "item": 3}\n', "The column 'user' of"),
     ("a.jsonl", '{"user": 1, "item": 2, "weight": "x"}\n{"user": 1, "item": 2}\n', "a.jsonl, row 1, column 'weight'"),
     ("a.jsonl", '{"user": 1, "item": 2}\n{"user": 1, "item": 1e400}\n', "a.jsonl, row 2: "),
+    (
+        "a.jsonl",
+        '{"user": 9007199254740993.0, "item": 4}\n{"user": 1e17, "item": 5}\n',
+        "'9007199254740992.0' is a rounded number",
+    ),
+    ("a.jsonl", '{"user": 9007199254740993.0, "item": 4}\n{"user": 1e17, "item": 5}\n', "'1e+17' is a rounded number"),
+    (
+        "c.csv",
+        "user,item\n1.2346E+11,a\n1.2347E+11,b\n",
+        "'1.2346E+11' is a rounded number, so different ids may have become one",
+    ),
+    ("a.tsv", '"user"\t"item"\n"u"\t"a"\n"v"\t"b"c"\n', "a.tsv, line 3: "),
+    ("a.tsv", '"user"\t"item"\n"u"\t"a"\n"v"\t"b"c"\n', " is not closed"),
     *(
         ("a.csv", f'user,item,weight\na,b,1\nc,d,"{weight}"\n', f"row 3, column 'weight': {weight!r} is not a finite")
         for weight in ("abc", "inf", "1,5", "1e400")
@@ -142,6 +157,27 @@ def test_unusable_file_is_one_sentence(name: str, content: str | bytes, sentence
         (GOOD, {"columns": Columns(user="ITEM", item="item")}, "'item' is named for the user and the item."),
         (FEW, {"where": ["weight<5"]}, "Nothing is left of the 3 rows of"),
         (FEW, {"where": ["weight<5"]}, ": 1 not weight<5 (most often '5'), 1 weight zero or less, 1 no user."),
+        (
+            "user,item,country,plays\nu,i,FR,1\nv,j,FR,2\nw,j,DE,2\nx,j,,2\n",
+            {"where": ["country=FR", "plays>2"]},
+            ": 2 not country=FR (most often no value, 'DE'), 2 not plays>2 (most often '1', '2').",
+        ),
+        (
+            "user,item,event\nu,i,view\nv,i,view\nu,j,cart\nv,j,buy\nu,i,buy\n",
+            {"event_weights": {"veiw": 1}},
+            "5 unknown event (most often 'buy', 'view', 'cart')",
+        ),
+        (
+            WEIGHED_TWICE,
+            {"columns": Columns(weight="weight"), "event_weights": {"view": 1}},
+            "A row's weight has several sources",
+        ),
+        (WEIGHED_TWICE, {"columns": Columns(event="event")}, "The event column 'event' needs event weights"),
+        (
+            "user,item\nu,i\nv,j\n",
+            {"half_life": timedelta(days=1)},
+            "has no times for the half-life; name their column with --time",
+        ),
         ("user,item,when\na,b,soon\nc,d,x\n", {"columns": Columns(time="when")}, "row 2, column 'when': 'soon' is not"),
         ("user,item,date\na,b,2026-01-02\n", {"form": Format(time_format="%Q")}, "is not a time as %Q"),
         (GOOD, {"titles": Path("gone.csv")}, "gone.csv does not exist"),
@@ -194,8 +230,8 @@ def test_a_few_bad_rows_are_left_out_counted_and_shown(tmp_path: Path) -> None:
     assert sorted(pairs_of(read)) == sorted(pairs_of(read_interactions(write(tmp_path / "b.csv", GOOD))))
 
 
-def test_missing_fields_at_the_end_of_a_row_are_missing_values(tmp_path: Path) -> None:
-    read = read_interactions(write(tmp_path / "a.csv", 'user,item,title\nu,i\nv,j,one\n"w,w",k,\nw\n\n'))
+def test_missing_fields_at_the_end_of_a_row_are_missing_values(read_text: ReadText) -> None:
+    read = read_text('user,item,title\nu,i\nv,j,one\n"w,w",k,\nw\n\n')
     assert (read.rows, read.left_out, read.titles) == (5, {"no user": 1, "no item": 1}, {"j": "one"})
     assert {user for user, _, _ in pairs_of(read)} == {"u", "v", "w,w"}
 
@@ -206,14 +242,6 @@ def test_separator_declaration_line_is_not_a_row(first: str, tmp_path: Path) -> 
     assert "a.csv, row 5, column 'weight': 'x' is not" in error_of(file)
     read = read_interactions(file, form=Format(max_bad_rows=1))
     assert pairs_of(read) == [("u", "i", 1.0), ("v", "k", 2.0)]
-
-
-def test_bars_are_delimiters_if_no_others_occur(tmp_path: Path) -> None:
-    expected = [("u", "i", 1.0), ("v", "j", 1.0)]
-    bars = write(tmp_path / "a.csv", "user|item\nu|i\nv|j\n")
-    assert pairs_of(read_interactions(bars)) == expected
-    commas = write(tmp_path / "b.csv", "user,item|or|more\nu,i\nv,j\n")
-    assert pairs_of(read_interactions(commas, columns=Columns(item="item|or|more"))) == expected
 
 
 def test_parquet_uuids_and_binary_texts_are_read_as_text(tmp_path: Path) -> None:

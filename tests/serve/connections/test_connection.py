@@ -4,7 +4,6 @@ import asyncio
 import gc
 import re
 import socket
-from collections.abc import AsyncIterator
 from contextlib import ExitStack
 from math import inf
 from time import monotonic
@@ -34,14 +33,6 @@ GET = b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n"
 LIST = b"GET /v1/popular HTTP/1.1\r\nHost: a\r\n\r\n"
 BODY = b'{"users": ["1"]}' + b" " * 30_000
 POST = b"POST /v1/recommendations HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(BODY)
-
-
-@pytest.fixture
-async def pair() -> AsyncIterator[Pair]:
-    store = MemoryStore()
-    await publish(store, "first")
-    async with Pair(TieredReader({"store": store})) as pair:
-        yield pair
 
 
 async def turns(count: int) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import tracemalloc
-from collections.abc import AsyncIterator
 from itertools import pairwise
 from unittest.mock import Mock, create_autospec
 
@@ -19,20 +18,10 @@ from hotplate.serve.embedded import Lists
 from hotplate.serve.lists.reader import TieredReader
 from hotplate.serve.problems import Problem
 from tests.support.lane import Pair, connected, sent_to
-from tests.support.memory_store import MemoryStore
-from tests.support.remote import publish
 
 GET = b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n"
 LINE = b"POST /v1/recommendations HTTP/1.1\r\nHost: a\r\n"
 HEAD = LINE + b"Transfer-Encoding: chunked\r\n\r\n"
-
-
-@pytest.fixture
-async def pair() -> AsyncIterator[Pair]:
-    store = MemoryStore()
-    await publish(store, "first")
-    async with Pair(TieredReader({"store": store})) as pair:
-        yield pair
 
 
 def batch(size: int) -> bytes:

@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from inspect import getsource
 from math import inf
 from pathlib import Path
@@ -28,6 +29,7 @@ from hotplate.serve.releases.erasures import KnownErasures
 from hotplate.serve.releases.follower import Follower
 from hotplate.serve.settings import Limits
 from hotplate.serve.telemetry.access_log import AccessLog
+from hotplate.serve.watched import WatchedFiles
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.errors import StoreUnavailable
 from hotplate.stores.file.store import LmdbStore
@@ -302,6 +304,14 @@ def test_lane_keeps_only_policies_and_constants() -> None:
         assert isinstance(policy, Policy), name
 
 
+def write_watched(file: Path, watched: Sequence[WatchedFiles], text: str) -> None:
+    """Write a watched file, and let the service see that it has changed and is complete."""
+    file.write_text(text)
+    for _ in range(2):
+        for files in watched:
+            files.poll()
+
+
 async def test_policy_changes_apply_to_the_next_lane_request(tmp_path: Path) -> None:
     keys = tmp_path / "keys.json"
     denied = tmp_path / "denied"
@@ -312,19 +322,13 @@ async def test_policy_changes_apply_to_the_next_lane_request(tmp_path: Path) -> 
     async with Pair(await reader_of(store, denied=denied), keys=keys) as pair:
         _, with_lane = pair.dispatchers
         (loaded,) = with_lane.guard.watched
-        (listed,) = pair.reader.deny_list.watched
+        deny = partial(write_watched, denied, pair.reader.deny_list.watched)
         assert b'"1-0"' in await exchange(pair.lane, [get])
-        denied.write_text("item:1-0\n")
-        for _ in range(2):
-            listed.poll()
+        deny("item:1-0\n")
         assert b'"1-0"' not in await exchange(pair.lane, [get])
-        denied.write_text("user:1\n")
-        for _ in range(2):
-            listed.poll()
+        deny("user:1\n")
         assert b'"source":"popular"' in await exchange(pair.lane, [get])
-        denied.write_text("")
-        for _ in range(2):
-            listed.poll()
+        deny("")
         assert b'"1-0"' in await exchange(pair.lane, [get])
         await publish_rows(store, [Row("popular:", a_list("new")), Row("user:1", a_list("newest"))])
         await pair.reader.tiers[0].follower.refresh()
@@ -342,10 +346,7 @@ async def test_lane_follows_a_change_although_the_first_request_after_it_failed(
     denied.write_text("")
     async with Pair(await reader_of(MemoryStore(), denied=denied)) as pair:
         assert b'"1-0"' in await exchange(pair.lane, [GET])
-        (listed,) = pair.reader.deny_list.watched
-        denied.write_text("item:1-0\n")
-        for _ in range(2):
-            listed.poll()
+        write_watched(denied, pair.reader.deny_list.watched, "item:1-0\n")
         _, transport = connected(pair.lane)
         with monkeypatch.context() as patch:
             patch.setattr(DenyListFile, "current", property(Mock(side_effect=RuntimeError("a defect"))))

@@ -106,11 +106,13 @@ def check_next_swap(folder: Path) -> None:
     assert names(folder) - {"releases"} == {"catalogue.json", "catalogue.reserve", "catalogue.lock"}
 
 
-@LIMITS
-def test_one_of_two_swaps_succeeds_in_any_order_of_calls(folders: Folders, switches: int | None) -> None:
+@pytest.mark.parametrize(("switches", "kills"), [(2, 0), (0, 1), in_soak(None, 0), in_soak(2, 1)])
+def test_one_of_two_swaps_succeeds_in_any_order_of_calls_and_after_a_kill(
+    folders: Folders, switches: int | None, kills: int
+) -> None:
     for schedule, folder in folders():
         works = [[swapping(folder, SECOND, new)] for new in (ONES, OTHERS)]
-        check_swaps(folder, run(schedule, *works, switches=switches))
+        check_swaps(folder, run(schedule, *works, switches=switches, kills=kills))
         check_next_swap(folder)
 
 
@@ -147,14 +149,6 @@ def test_draft_created_during_a_catalogue_swap_does_not_affect_it(folders: Folde
         create = [lambda at=folder: finish(LmdbStore(at).create(DRAFT, PLAN))]
         swapper, _ = run(schedule, [swapping(folder, SECOND, ONES)], create, switches=switches)
         assert read(folder) == ONES, swapper.calls
-
-
-@pytest.mark.parametrize("switches", [0, in_soak(2)])
-def test_catalogue_can_be_swapped_after_a_kill_at_any_call_of_a_swap(folders: Folders, switches: int) -> None:
-    for schedule, folder in folders():
-        works = [[swapping(folder, SECOND, new)] for new in (ONES, OTHERS)]
-        check_swaps(folder, run(schedule, *works, switches=switches, kills=1))
-        check_next_swap(folder)
 
 
 @pytest.mark.parametrize("switches", [0, in_soak(2)])

@@ -3,6 +3,7 @@
 import secrets
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
+from typing import Any
 
 import pytest
 
@@ -42,8 +43,8 @@ async def opened() -> AsyncIterator[OpenRedis]:
     """Open stores by URL; all are closed at the end."""
     async with AsyncExitStack() as stack:
 
-        def open_one(url: str) -> RedisStore:
-            store = open_url(url)
+        def open_one(url: str, *arguments: Any, **options: Any) -> RedisStore:  # noqa: ANN401 -- those of `open_url`
+            store = open_url(url, *arguments, **options)
             stack.push_async_callback(store.close)
             return store
 

@@ -33,6 +33,7 @@ from tests.support.stores import (
     as_bodies,
     begin_draft,
     draft_of,
+    expect_rows,
     lists_of,
     ref_of,
     release_ref,
@@ -222,13 +223,17 @@ async def test_password_file_may_end_with_a_line_feed(
         assert (await store.catalogue()).generation == 0
 
 
-async def test_changed_password_file_is_read_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, opened: OpenRedis
-) -> None:
+@pytest.fixture
+def password_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return the file that stores read the password from, which is `right`."""
     file = tmp_path / "password"
-    file.write_text("former")
+    file.write_text("right")
     monkeypatch.setenv("HOTPLATE_REDIS_PASSWORD_FILE", str(file))
-    with running(tmp_path, password="former") as server:
+    return file
+
+
+async def test_changed_password_file_is_read_again(tmp_path: Path, password_file: Path, opened: OpenRedis) -> None:
+    with running(tmp_path, password="right") as server:
         store = opened(server.url())
         await write_release(store, FIRST, TEN)
         await recovered(store, TEN[7])
@@ -236,40 +241,34 @@ async def test_changed_password_file_is_read_again(
         server.execute_command("CONFIG", "SET", "requirepass", "later")
         server.password = "later"
         server.execute_command("CLIENT", "KILL", "TYPE", "normal")
-        file.write_text("later")
+        password_file.write_text("later")
         await recovered(store, TEN[7])
         await again(store.catalogue)
 
 
 async def test_connection_waits_while_a_rotation_rewrites_the_password_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, opened: OpenRedis
+    tmp_path: Path, password_file: Path, opened: OpenRedis
 ) -> None:
-    file = tmp_path / "password"
-    file.write_text("right")
-    monkeypatch.setenv("HOTPLATE_REDIS_PASSWORD_FILE", str(file))
     with running(tmp_path, password="right") as server:
         store = opened(server.url())
-        file.write_text("")  # the rotation has truncated it
+        password_file.write_text("")  # the rotation has truncated it
         reading = asyncio.create_task(store.catalogue())
         await asyncio.sleep(0.05)
-        file.write_text("right")
+        password_file.write_text("right")
         assert (await reading).generation == 0
 
 
 async def test_password_file_that_stays_empty_is_named_and_may_be_mended(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, opened: OpenRedis
+    tmp_path: Path, password_file: Path, opened: OpenRedis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    file = tmp_path / "password"
-    file.write_text("right")
-    monkeypatch.setenv("HOTPLATE_REDIS_PASSWORD_FILE", str(file))
     monkeypatch.setattr("hotplate.stores.redis.credentials.REWRITE_S", 0.0)
     with running(tmp_path, password="right") as server:
         store = opened(server.url())
-        file.write_text("")
-        with pytest.raises(StoreUnavailable, match=rf"{file}, which is empty") as raised:
+        password_file.write_text("")
+        with pytest.raises(StoreUnavailable, match=rf"{password_file}, which is empty") as raised:
             await store.catalogue()
         assert not raised.value.permanent
-        file.write_text("right")
+        password_file.write_text("right")
         assert (await store.catalogue()).generation == 0
 
 
@@ -327,7 +326,7 @@ async def test_store_closes_without_an_error_while_its_server_hangs(server: Redi
     before = open_sockets()
     store = open_url(server.url("rediss"))
     await write_release(store, FIRST, TEN)
-    assert await store.get_many(release_ref(FIRST), [TEN[0].key]) == [TEN[0].value]
+    await expect_rows(store, TEN[0])
     with server.stopped():
         await store.close()
         await asyncio.sleep(0)

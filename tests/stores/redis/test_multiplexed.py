@@ -16,7 +16,7 @@ from hotplate.stores.redis.store import RedisStore, open_url
 from hotplate.stores.redis.url import parse
 from hotplate.stores.store import Plan, Row
 from tests.support.redis_server import SOON_S, OpenRedis, RedisServer, array, commands_in
-from tests.support.stores import FIRST, draft_of, release_ref
+from tests.support.stores import FIRST, draft_of, expect_rows, release_ref
 from tests.support.streams import listening
 from tests.support.tcp_proxy import through
 from tests.support.waiting import until_true
@@ -42,7 +42,7 @@ async def test_row_with_an_unencodable_key_is_rejected_and_the_next_put_succeeds
     with pytest.raises(StoreMisused):
         await redis.put(draft_of(FIRST), [Row(UNENCODABLE, b"x")])
     await redis.put(draft_of(FIRST), [BOB])
-    assert await redis.get_many(release_ref(FIRST), [BOB.key]) == [BOB.value]
+    await expect_rows(redis, BOB)
 
 
 class ScriptedServer:

@@ -83,6 +83,10 @@ def test_url_lists_sentinels_before_primary_name_with_a_separate_password() -> N
         ("redis+cluster://:secret@/", "names no server"),
         ("redis+cluster://:secret@a/?ca=x", "no parameter 'ca'"),
         ("redis+cluster://:secret@a/?read=replica", "no parameter 'read'"),
+        ("rediss://me:secret@a/?auth=entra", "a user or a password; leave one out"),
+        ("rediss://:secret@a/?auth=password", "write entra"),
+        ("redis://:secret@a/?auth=entra", "no parameter 'auth'"),
+        ("redis://:secret@a/?client=redis-py", "no parameter 'client'"),
     ],
 )
 def test_invalid_url_is_an_error_without_the_password(url: str, complaint: str) -> None:

@@ -20,6 +20,7 @@ from tests.support.stores import (
     allow_erasure,
     begin_draft,
     draft_of,
+    expect_rows,
     lists_of,
     release_ref,
     scan_rows,
@@ -109,7 +110,7 @@ async def test_read_of_many_keys_takes_one_command_of_one_server(wire: Wire) -> 
     keys = [row.key for row in wire.rows[:32]]
     for _ in range(2):
         before = wire.calls("mget"), wire.calls("get")
-        assert await wire.store.get_many(release_ref(FIRST), keys) == [row.value for row in wire.rows[:32]]
+        await expect_rows(wire.store, *wire.rows[:32])
         after = wire.calls("mget"), wire.calls("get")
         assert (after[0] - before[0], after[1] - before[1]) in {(1, 0), (0, len(keys))}
 
@@ -149,7 +150,7 @@ async def test_sentinel_with_the_latest_failover_is_believed(tmp_path: Path, pre
             stack.push_async_callback(store.close)
             await begin_draft(store, FIRST)
             await write_release(store, FIRST, USERS)
-            assert await store.get_many(release_ref(FIRST), [USERS[0].key]) == [USERS[0].value]
+            await expect_rows(store, USERS[0])
         assert current.execute_command("KEYS", f"*{prefix}*")
         assert former.execute_command("KEYS", f"*{prefix}*") == []
 
