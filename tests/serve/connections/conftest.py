@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from hotplate.serve.tiers.reader import TieredReader
+from hotplate.serve.lists.reader import TieredReader
 from tests.support.lane import Pair
 from tests.support.memory_store import MemoryStore
 from tests.support.remote import publish

@@ -15,7 +15,6 @@ from hotplate.serve.api.parameters import MAX_BODY_BYTES, parse_batch
 from hotplate.serve.api.schemas import MAX_USERS
 from hotplate.serve.connections.framing import MAX_CHUNKS, Body, MalformedBody, TooManyChunks
 from hotplate.serve.embedded import Lists
-from hotplate.serve.lists.reader import TieredReader
 from hotplate.serve.problems import Problem
 from tests.support.lane import Pair, connected, sent_to
 
