@@ -393,16 +393,6 @@ def settings_of(owner: Callable[..., Any], prefix: str = "") -> Iterator[Setting
             yield Setting(name, annotation, default, prefix)
 
 
-def values_of(settings: Any) -> Iterator[tuple[Setting, Any]]:  # noqa: ANN401 -- any dataclass
-    """Yield each setting of `settings_of` with its value."""
-    for name, annotation, default in _members(type(settings)):
-        value = getattr(settings, name)
-        if _is_group(annotation):
-            yield from values_of(value)
-        elif _is_setting(annotation):
-            yield Setting(name, annotation, default, ""), value
-
-
 def build(owner: Callable[..., T], values: Mapping[str, Any], base: T | None = None) -> T:
     """Call a function, or make an instance of a dataclass, with *values* by name; other fields are those of *base*.
 
