@@ -239,7 +239,7 @@ def _value_type_of(annotated: Any) -> tuple[Any, bool]:  # noqa: ANN401 -- of an
     if get_origin(value_type) in (Union, UnionType):
         value_type = next(member for member in get_args(value_type) if member is not type(None))
     origin = get_origin(value_type)
-    is_list = origin is list or (origin is tuple and get_args(value_type)[-1] is ...)
+    is_list = origin is Sequence or (origin is tuple and get_args(value_type)[-1] is ...)
     return (get_args(value_type)[0], True) if is_list else (value_type, False)
 
 
