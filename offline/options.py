@@ -1,6 +1,7 @@
 """Options of the offline room that are also flags of the command; loads neither numpy nor polars."""
 
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
@@ -10,7 +11,7 @@ from hotplate.stores.encoding import Encoding
 from hotplate.stores.options import RARE, Flag
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from hotplate.offline.gates.table import Gate
 
@@ -116,6 +117,29 @@ class Format:
 
     def __post_init__(self) -> None:
         check_settings(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadOptions:
+    """How interactions are read for a training, and which are left out."""
+
+    columns: Columns = field(default_factory=Columns)
+    titles: Annotated[Path | None, Flag("A file of item and title, if the data have no titles.", urls=True)] = None
+    weighting: Annotated[
+        Literal["sum", "binary", "log"],
+        Flag("The weight of a user and item: the sum over their rows, 1, or 1 + ln of the sum."),
+    ] = "sum"
+    where: Annotated[
+        Sequence[str],
+        Flag(
+            "Read only rows that match, as quantity>0, price=5 (also 5.00, not 05), paid=true or code~^\\d{5}; "
+            "repeatable.",
+            metavar="FILTER",
+        ),
+    ] = ()
+    form: Format = field(default_factory=Format)
+    min_per_user: Annotated[int, Flag("Leave out users with fewer items than this.", at_least=1)] = 1
+    min_per_item: Annotated[int, Flag("Leave out items with fewer users than this.", at_least=1)] = 1
 
 
 @dataclass(frozen=True, slots=True)

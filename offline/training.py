@@ -22,13 +22,13 @@ from hotplate.offline.evaluate.records import EvaluationRecord, RepeatSearch, js
 from hotplate.offline.evaluate.splits import Parts, SplitOptions, split
 from hotplate.offline.input.files import DataSource, check_source, named_paths
 from hotplate.offline.input.filters import parse_filter
-from hotplate.offline.input.history import Weighing, Weighting
+from hotplate.offline.input.history import Weighing
 from hotplate.offline.input.interactions import Interactions, read_interactions
 from hotplate.offline.input.matrix import Matrix, to_matrix
 from hotplate.offline.list_encoder import POPULAR_LENGTH, check_length
 from hotplate.offline.model import DataDescription, Model
 from hotplate.offline.model_folder import check_target, save
-from hotplate.offline.options import Columns, Format
+from hotplate.offline.options import ReadOptions
 from hotplate.offline.search.popular_lists import ALL_TIME, search_popular
 from hotplate.offline.search.similar_items import choose_similar_params
 from hotplate.offline.search.trials import best_of_each_engine
@@ -60,7 +60,7 @@ Notice = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
-class TrainSettings:
+class TrainSettings(ReadOptions):
     """Options of a training on *path* and *more*: paths, URLs, polars, Arrow or pandas frames.
 
     *split* None omits the evaluation. With *tuning*, *params* are the search's defaults.
@@ -68,15 +68,8 @@ class TrainSettings:
 
     path: DataSource
     more: Sequence[DataSource] = ()
-    columns: Columns = field(default_factory=Columns)
-    form: Format = field(default_factory=Format)
     event_weights: Mapping[str, float] | None = None
-    where: Sequence[str] = ()
-    weighting: Weighting = "sum"
     half_life: timedelta | None = None
-    titles: Path | None = None
-    min_per_user: int = 1
-    min_per_item: int = 1
     split: SplitOptions | None = SplitOptions("auto")  # noqa: RUF009 -- immutable
     k: int = 10
     params: Params = field(default_factory=ALSParams)

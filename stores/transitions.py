@@ -230,7 +230,7 @@ def abort(catalogue: Catalogue, expected: ReleaseId) -> Catalogue:
 
 
 def rollback(catalogue: Catalogue, expected: ReleaseId, reason: str = "") -> Catalogue:
-    """Withdraw the live release, restore the one before it, and end a canary; an experiment only if that was arm B.
+    """Withdraw the live release, and restore the one before it; a canary ends, an experiment if that is its arm B.
 
     With a *reason*, the withdrawn release is refused. Raises ReleaseConflict if *expected* is not live, and
     ReleaseNotFound if there is no earlier release.

@@ -5,10 +5,10 @@ import gc
 import inspect
 import secrets
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -203,3 +203,31 @@ def test_a_store_works_on_another_loop_or_refuses(url: str) -> None:
                 assert "another event loop" in str(error)  # noqa: PT017 -- it may work as well
         first.run(store.close())
     asyncio.run(store.close())
+
+
+async def test_a_store_in_use_works_on_the_running_loop_of_another_thread_or_refuses(url: str) -> None:
+    store = hotplate.connect(url)
+    release = await publish(store)
+    ref = (await store.catalogue()).find(release).ref
+
+    async def publish_elsewhere() -> None:
+        await publish(store)
+
+    async def read() -> None:
+        assert isinstance((await store.get_many(ref, ["user:1"]))[0], bytes)
+
+    async def scan() -> None:
+        assert [row async for row in store.scan(ref)]
+
+    async def use_elsewhere(use: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        here = asyncio.create_task(read())
+        with suppress(hotplate.StoreMisused):  # instead of an endless wait for the loop of the connections
+            await asyncio.to_thread(lambda: asyncio.run(asyncio.wait_for(use(), UNTIL_S)))
+        await here
+        await read()
+
+    for use in (read, scan, publish_elsewhere):
+        await use_elsewhere(use)
+    if not store.is_local:  # files are closed for all loops
+        await use_elsewhere(store.close)
+    await store.close()

@@ -239,7 +239,7 @@ def _value_type_of(annotated: Any) -> tuple[Any, bool]:  # noqa: ANN401 -- of an
     if get_origin(value_type) in (Union, UnionType):
         value_type = next(member for member in get_args(value_type) if member is not type(None))
     origin = get_origin(value_type)
-    is_list = origin is list or (origin is tuple and get_args(value_type)[-1] is ...)
+    is_list = origin is Sequence or (origin is tuple and get_args(value_type)[-1] is ...)
     return (get_args(value_type)[0], True) if is_list else (value_type, False)
 
 
@@ -391,16 +391,6 @@ def settings_of(owner: Callable[..., Any], prefix: str = "") -> Iterator[Setting
             yield from settings_of(annotation, prefix)
         elif _is_setting(annotation):
             yield Setting(name, annotation, default, prefix)
-
-
-def values_of(settings: Any) -> Iterator[tuple[Setting, Any]]:  # noqa: ANN401 -- any dataclass
-    """Yield each setting of `settings_of` with its value."""
-    for name, annotation, default in _members(type(settings)):
-        value = getattr(settings, name)
-        if _is_group(annotation):
-            yield from values_of(value)
-        elif _is_setting(annotation):
-            yield Setting(name, annotation, default, ""), value
 
 
 def build(owner: Callable[..., T], values: Mapping[str, Any], base: T | None = None) -> T:

@@ -26,13 +26,13 @@ def create(
     name: ClientName,
     file: KeysFile,
     scope: Annotated[
-        list[str] | None,
+        tuple[str, ...],
         Flag(
             "What a new client may do: read lists (read), send events (events), operate (admin); repeatable.",
             metavar="SCOPE",
             prefix="KEYS_",
         ),
-    ] = None,
+    ] = (),
     rate: Annotated[
         float | None, Flag("Limit a new client to this rate.", metavar="REQUESTS/S", at_least=0.001, prefix="KEYS_")
     ] = None,
@@ -44,7 +44,7 @@ def create(
 
     Example: hotplate keys create web --scope read --rate 500 --keys /etc/hotplate/keys.json
     """
-    created = key_file.create(file, name, scope or [], rate, show=_print_key)
+    created = key_file.create(file, name, scope, rate, show=_print_key)
     if out.quiet:
         return
     err.print(f"This is the {created.kind} key of {created.client}. Keep it now: it cannot be shown again.")

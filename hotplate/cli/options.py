@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from hotplate.cli.costs import MaxRu
 from hotplate.cli.terminal import Master, StoreUrl
-from hotplate.offline.options import GATES, RULES, Columns, Format, ListFormat, PublishSettings, RuleFiles
+from hotplate.offline.options import GATES, RULES, Format, ListFormat, PublishSettings, ReadOptions, RuleFiles
 from hotplate.stores.options import Argument, Flag
 
 # Panels of `--help`.
@@ -32,29 +32,13 @@ class TrainFlags:
             urls=True,
         ),
     ]
-    columns: Columns = field(default_factory=Columns)
-    titles: Annotated[Path | None, Flag("A file of item and title, if the data have no titles.", urls=True)] = None
+    reading: ReadOptions = field(default_factory=ReadOptions)
     event_weights: Annotated[
         str | None, Flag("The weight of each type of event, as view=1,cart=3,buy=5.", metavar="TYPE=WEIGHT,…")
     ] = None
-    weighting: Annotated[
-        Literal["sum", "binary", "log"],
-        Flag("The weight of a user and item: the sum over their rows, 1, or 1 + ln of the sum."),
-    ] = "sum"
     half_life: Annotated[
         str | None, Flag("The age at which a row has half of its weight, as 12h, 30d or 8w.", metavar="AGE")
     ] = None
-    where: Annotated[
-        tuple[str, ...],
-        Flag(
-            "Read only rows that match, as quantity>0, price=5 (also 5.00, not 05), paid=true or code~^\\d{5}; "
-            "repeatable.",
-            metavar="FILTER",
-        ),
-    ] = ()
-    text: Format = field(default_factory=Format)
-    min_per_user: Annotated[int, Flag("Leave out users with fewer items than this.", at_least=1)] = 1
-    min_per_item: Annotated[int, Flag("Leave out items with fewer users than this.", at_least=1)] = 1
     split: Annotated[
         Literal["by-time", "by-item", "by-user", "random", "held-out-users", "none"] | None,
         Flag(

@@ -5,7 +5,7 @@ A pipeline is a TOML file of options; a job (`hotplate.offline.job`) is what the
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import partial
 from http.client import HTTPException, InvalidURL
 from itertools import chain
@@ -21,7 +21,7 @@ from hotplate.base.exit_codes import REFUSED
 from hotplate.base.timing import DAY_S
 from hotplate.cli import publish_work, train_work
 from hotplate.cli.costs import RequestUnitMeter
-from hotplate.cli.flags import settings_from_table, values_of
+from hotplate.cli.flags import settings_from_table
 from hotplate.cli.options import PublishFlags, RunSettings, TrainFlags
 from hotplate.cli.terminal import err, out, progress_bars, shown_store_url, store_url_or_default, text_on_stderr
 from hotplate.offline.errors import SettingError, read_toml
@@ -255,11 +255,15 @@ def _check_factors(settings: TrainSettings, where: str) -> None:
         raise SettingError(f'{where}: fold_in needs item factors; write engine = "als" in [train].')
 
 
-def _paths_in(flags: object) -> Iterator[Path]:
+def _paths_in(options: object) -> Iterator[Path]:
     """Yield the files that options name; a run whose files and options are unchanged has nothing to do."""
-    for setting, value in values_of(flags):
-        if setting.value_type is Path and value is not None:
-            yield from value if setting.is_list else [value]
+    if isinstance(options, Path):
+        yield options
+    members = options if isinstance(options, tuple) else ()
+    if is_dataclass(options):
+        members = tuple(getattr(options, member.name) for member in fields(options))
+    for member in members:
+        yield from _paths_in(member)
 
 
 def _measured(lists: ModelLists) -> ModelLists:

@@ -1,6 +1,6 @@
 """`hotplate store`: doctor, backup, restore and rebuild.
 
-A survey (`hotplate.stores.doctor`) finds the complete releases in a store by their data, without the catalogue.
+A survey (`hotplate.stores.rebuild`) finds the complete releases in a store by their data, without the catalogue.
 """
 
 from collections import Counter
@@ -35,9 +35,9 @@ from hotplate.stores.release_log import signed
 from hotplate.stores.store import Finding, Level, Store, StoreUse
 
 if TYPE_CHECKING:
-    from hotplate.stores.doctor import Survey
     from hotplate.stores.file.backup import BackupResult
     from hotplate.stores.file.store import LmdbStore
+    from hotplate.stores.rebuild import Survey
     from hotplate.stores.verification import OnProgress
 
 app = Verbs(
@@ -153,17 +153,17 @@ def rebuild(
 
     Example: hotplate store rebuild --store file:///var/lib/hotplate --live 20261120T064200Z-7f3a
     """
-    from hotplate.stores import doctor as store_doctor
+    from hotplate.stores import rebuild as store_rebuild
 
     live_id = None if live is None else ReleaseId(live)
     with progress_bars() as on_progress:
-        surveyed = run_on_store(store, partial(store_doctor.survey, wanted=live_id, on_progress=on_progress))
+        surveyed = run_on_store(store, partial(store_rebuild.survey, wanted=live_id, on_progress=on_progress))
 
     catalogue: Catalogue | None = None
     try:
         chosen = live_id or surveyed.only()
         with signed(reason):
-            catalogue = run_on_store(store, partial(store_doctor.rebuild, survey=surveyed, live=chosen, force=force))
+            catalogue = run_on_store(store, partial(store_rebuild.rebuild, survey=surveyed, live=chosen, force=force))
     finally:  # the survey is printed in any case
         facts = _survey_json(surveyed, catalogue)
         print_json(with_warnings({"store": shown_store_url(store), **facts}))

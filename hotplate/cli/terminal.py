@@ -75,8 +75,9 @@ class _Console(Console):
 
     def print_line(self, text: str) -> None:
         """Print a line as it is, such as JSON; faster than `print`."""
+        may_have_styles = self.color_system is not None and not self.no_color  # by TERM and NO_COLOR
         try:
-            click.echo(text, err=self.stderr)  # also without a standard stream
+            click.echo(text, err=self.stderr, color=None if may_have_styles else False)  # also without a stream
         except BrokenPipeError:
             self.on_broken_pipe()
 

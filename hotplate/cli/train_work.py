@@ -1,6 +1,7 @@
 """The work of `hotplate train`: `train_model` trains, and `print_training` prints the report."""
 
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import fields
 from pathlib import Path
 
 from hotplate.base.report import format_count, print_report
@@ -9,6 +10,7 @@ from hotplate.cli.terminal import err, out, print_json, progress_bars, run_inter
 from hotplate.offline.errors import SettingError
 from hotplate.offline.evaluate.splits import SplitOptions
 from hotplate.offline.input.columns import parse_event_weights, parse_half_life
+from hotplate.offline.options import ReadOptions
 from hotplate.offline.search.trials import count_stored
 from hotplate.offline.search.tuning import Search, TuneOptions
 from hotplate.offline.train.engine import read_params
@@ -73,15 +75,9 @@ def train_settings(flags: TrainFlags) -> TrainSettings:
     return TrainSettings(
         path=flags.data[0],
         more=flags.data[1:],
-        columns=flags.columns,
-        form=flags.text,
+        **{option.name: getattr(flags.reading, option.name) for option in fields(ReadOptions)},
         event_weights=parse_event_weights(flags.event_weights) if flags.event_weights else None,
-        where=flags.where,
-        weighting=flags.weighting,
         half_life=None if flags.half_life is None else parse_half_life(flags.half_life),
-        titles=flags.titles,
-        min_per_user=flags.min_per_user,
-        min_per_item=flags.min_per_item,
         split=split,
         k=flags.k,
         params=params,

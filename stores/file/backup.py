@@ -18,7 +18,6 @@ from typing import Any, BinaryIO, TypeVar
 
 from hotplate.stores import transitions
 from hotplate.stores.catalogue import Catalogue, Erased, ReleaseId
-from hotplate.stores.doctor import find_releases
 from hotplate.stores.erasure import ErasedUsers
 from hotplate.stores.erasure_log import NAMES, read_erased, read_log
 from hotplate.stores.errors import (
@@ -33,6 +32,7 @@ from hotplate.stores.file.draft import check_room
 from hotplate.stores.file.release import check_whole, translating_errors
 from hotplate.stores.file.store import RESTORED, LmdbStore
 from hotplate.stores.folders import LOCK, flush, scratch_folder
+from hotplate.stores.rebuild import find_releases
 from hotplate.stores.release_log import changes_beside
 from hotplate.stores.store import RecordChange
 from hotplate.stores.verification import OnProgress, unreported

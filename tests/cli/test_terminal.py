@@ -1,6 +1,10 @@
 """Tables of the command on terminals of any width."""
 
 import io
+import os
+import pty
+import subprocess
+import sys
 from collections.abc import Sequence
 
 import pytest
@@ -57,3 +61,20 @@ def test_a_terminal_of_unknown_size_has_80_columns(verb: list[str]) -> None:
     shown = [hotplate_process(*verb, COLUMNS=columns).stdout for columns in ("0", "80")]
     assert shown[0] == shown[1]
     assert shown[0]
+
+
+@pytest.mark.parametrize(
+    ("environment", "is_styled"),
+    [({"TERM": "xterm"}, True), ({"TERM": "dumb"}, False), ({"TERM": "xterm", "NO_COLOR": "1"}, False)],
+    ids=["xterm", "dumb", "NO_COLOR"],
+)
+def test_help_on_a_terminal_is_styled_as_its_environment_says(environment: dict[str, str], *, is_styled: bool) -> None:
+    terminal, writer = pty.openpty()
+    command = [sys.executable, "-m", "hotplate", "keys", "list", "--help"]
+    plain = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR")}
+    subprocess.run(command, stdout=writer, check=True, env=plain | environment)
+    shown = os.read(terminal, 1 << 16)
+    os.close(writer)
+    os.close(terminal)
+    assert b"Usage:" in shown
+    assert (b"\x1b[" in shown) == is_styled

@@ -19,12 +19,13 @@ from hotplate.stores import lifecycle as life
 from hotplate.stores import transitions as changes
 from hotplate.stores.catalogue import ReleaseId, ReleaseRef, State
 from hotplate.stores.change_warnings import collected_warnings
-from hotplate.stores.doctor import examine, rebuild, survey
+from hotplate.stores.doctor import examine
 from hotplate.stores.erasure_log import erased_from
 from hotplate.stores.errors import ReleaseConflict, StoreError, StoreUnavailable
 from hotplate.stores.file.backup import backup, restore
 from hotplate.stores.file.store import LmdbStore
 from hotplate.stores.publication import take_over
+from hotplate.stores.rebuild import rebuild, survey
 from hotplate.stores.store import Row, Store
 from hotplate.stores.transfer import copy, repair
 from hotplate.stores.users import erase_users, find_users

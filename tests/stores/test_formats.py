@@ -25,7 +25,6 @@ from hotplate.stores.attributes import ItemAttributes
 from hotplate.stores.catalogue import Catalogue, DraftRef, Erased, ReleaseId
 from hotplate.stores.catalogue_record import FORMAT, dump, parse
 from hotplate.stores.connect import connect
-from hotplate.stores.doctor import survey
 from hotplate.stores.encoding import MANIFEST, NO_OFFSET, Checksum, encode_id
 from hotplate.stores.erasure_log import ID, SNAPSHOT, erased_from, read_log
 from hotplate.stores.errors import CatalogueUnreadable, WrittenByNewer
@@ -34,6 +33,7 @@ from hotplate.stores.file.backup import backup, restore
 from hotplate.stores.file.store import LmdbStore
 from hotplate.stores.lifecycle import abort, activate
 from hotplate.stores.manifest import read_manifest
+from hotplate.stores.rebuild import survey
 from hotplate.stores.store import Plan, Row, Store, read_one
 from hotplate.stores.users import erase_users
 from hotplate.stores.verification import load_manifest, verify

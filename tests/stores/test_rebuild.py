@@ -9,7 +9,6 @@ from hotplate.stores import lifecycle as life
 from hotplate.stores import publication
 from hotplate.stores import transitions as changes
 from hotplate.stores.catalogue import Catalogue, DraftRef, ReleaseId, State, follows
-from hotplate.stores.doctor import rebuild, survey
 from hotplate.stores.encoding import MANIFEST
 from hotplate.stores.errors import (
     CatalogueUnreadable,
@@ -20,6 +19,7 @@ from hotplate.stores.errors import (
     StoreMisused,
 )
 from hotplate.stores.file.store import LmdbStore
+from hotplate.stores.rebuild import rebuild, survey
 from hotplate.stores.store import Plan, Row, Store
 from hotplate.stores.users import erase_users
 from hotplate.stores.verification import verify

@@ -12,12 +12,12 @@ from hotplate.stores import lifecycle as life
 from hotplate.stores import users
 from hotplate.stores.catalogue import Catalogue, DraftRef, ReleaseId, State
 from hotplate.stores.catalogue_record import dump, parse
-from hotplate.stores.doctor import rebuild, survey
 from hotplate.stores.erasure import MAX_ERASED, ErasedUsers
 from hotplate.stores.erasure_log import ErasureLog, erased_from, read_log
 from hotplate.stores.errors import CatalogueUnreadable, ReleaseConflict, ReleaseCorrupt, ReleaseNotFound, StoreMisused
 from hotplate.stores.file.backup import backup, restore
 from hotplate.stores.file.store import LmdbStore
+from hotplate.stores.rebuild import rebuild, survey
 from hotplate.stores.store import Reader, Row, Store
 from hotplate.stores.transfer import copy
 from hotplate.stores.users import erase_users, find_users

@@ -17,7 +17,7 @@ from typing import TypeVar
 import pytest
 
 from hotplate.stores.catalogue import DRAFT_GRACE_S, GRACE_S, LEASE_S, ReleaseId, State, follows
-from hotplate.stores.doctor import examine, rebuild, survey
+from hotplate.stores.doctor import examine
 from hotplate.stores.erasure_log import erased_from
 from hotplate.stores.errors import (
     ReleaseConflict,
@@ -32,6 +32,7 @@ from hotplate.stores.file.catalogue_file import CatalogueFile
 from hotplate.stores.file.store import LmdbStore
 from hotplate.stores.lifecycle import abort, activate, prune, rollback, start_canary
 from hotplate.stores.publication import begin
+from hotplate.stores.rebuild import rebuild, survey
 from hotplate.stores.store import Row
 from hotplate.stores.users import erase_users
 from hotplate.stores.verification import verify

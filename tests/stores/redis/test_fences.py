@@ -8,9 +8,9 @@ import pytest
 
 from hotplate.stores.catalogue import ReleaseId, ReleaseRef
 from hotplate.stores.connect import connect
-from hotplate.stores.doctor import rebuild, survey
 from hotplate.stores.errors import ReleaseConflict, ReleaseNotFound, StoreError, StoreUnavailable
 from hotplate.stores.lifecycle import activate, prune
+from hotplate.stores.rebuild import rebuild, survey
 from hotplate.stores.redis.keys import Keys
 from hotplate.stores.store import Row, Store
 from hotplate.stores.users import erase_users

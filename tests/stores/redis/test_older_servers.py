@@ -18,11 +18,12 @@ from hotplate.base.recommendations import Item
 from hotplate.stores import lifecycle as life
 from hotplate.stores.catalogue import ReleaseId, State
 from hotplate.stores.connect import connect
-from hotplate.stores.doctor import examine, rebuild, survey
+from hotplate.stores.doctor import examine
 from hotplate.stores.encoding import OFFSET_BYTES, USER, Checksum, encode
 from hotplate.stores.erasure_log import erased_from
 from hotplate.stores.errors import CatalogueUnreadable, ReleaseCorrupt, ReleaseNotFound, StoreError
 from hotplate.stores.publication import LIVE, publish_release
+from hotplate.stores.rebuild import rebuild, survey
 from hotplate.stores.redis.sentinels import Sentinels
 from hotplate.stores.store import Level, Plan, Row, Store
 from hotplate.stores.users import erase_users

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 from hotplate.stores.catalogue import Catalogue
-from hotplate.stores.doctor import rebuild, survey
 from hotplate.stores.erasure_log import erased_from
 from hotplate.stores.errors import CatalogueUnreadable, StoreError, StoreUnavailable
 from hotplate.stores.lifecycle import activate, prune, rollback
+from hotplate.stores.rebuild import rebuild, survey
 from hotplate.stores.redis.errors import RowsLost
 from hotplate.stores.redis.keys import Keys
 from hotplate.stores.redis.store import RedisStore
