@@ -23,7 +23,7 @@ from hotplate.serve.lists.paging import FIRST, Cursor
 from hotplate.serve.metrics import HIT, Metrics
 from hotplate.serve.releases.comparison import OwnComparisons, SharedComparisons
 from hotplate.serve.releases.follower import Follower, PreviewFollower
-from hotplate.serve.releases.served import TierRelease
+from hotplate.serve.releases.served import ServedRelease
 from hotplate.serve.tasks import log_defect
 from hotplate.serve.tiers.lookups import Lookups, RowsRead, is_list
 from hotplate.serve.tiers.tier import Origin, open_tiers
@@ -56,17 +56,17 @@ class TieredReader:
         deny_list: DenyListFile | None = None,
         cache_bytes: int = 0,
         fold_in: bool = False,
-        kept: TierRelease | None = None,
+        kept: Mapping[str, ServedRelease] | None = None,
         warm: bool = False,
         comparisons: SharedComparisons | None = None,
         followers: Mapping[str, Follower] | None = None,
     ) -> None:
         """*stores* or their URLs are by tier name, in reading order; remote ones get equal parts of *cache_bytes*.
 
-        *fold_in* loads item factors. *kept* provides popular lists while no tier serves a release. *warm* reads local
-        releases into memory first. *comparisons* stop worse releases; without them, this judges them. *followers*, by
-        tier name, are others than those of the live releases. Raises StoreMisused for an invalid URL, and for
-        *fold_in* without numpy.
+        *fold_in* loads item factors. *kept*, a release by its tier, provides popular lists while no tier serves one.
+        *warm* reads local releases into memory first. *comparisons* stop worse releases; without them, this judges
+        them. *followers*, by tier name, are others than those of the live releases. Raises StoreMisused for an invalid
+        URL, and for *fold_in* without numpy.
         """
         self.metrics = metrics or Metrics(1, list(stores))
         self.folding = FoldIn() if fold_in else None
@@ -81,7 +81,7 @@ class TieredReader:
         self.deny_list = deny_list or DenyListFile()
         self.following = list[asyncio.Task[None]]()
         """Tasks that follow the live releases, while this is entered."""
-        self.kept = next((Origin(tier, kept.release) for tier in self.tiers if kept and kept.tier == tier.name), None)
+        self.kept = next((Origin(tier, kept[tier.name]) for tier in self.tiers if kept and tier.name in kept), None)
         self.warm = warm
         self.lookups = Lookups(self.tiers, budget_s)
 
