@@ -6,7 +6,6 @@ of a list.
 """
 
 import asyncio
-from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import partial
@@ -15,6 +14,7 @@ from types import TracebackType
 from typing import Self
 
 from hotplate.serve.errors import NotReady, UnknownList
+from hotplate.serve.generation import POLICIES
 from hotplate.serve.lists.deny_list import DenyListFile
 from hotplate.serve.lists.encoded_lists import OUTCOMES, SOURCES, EncodedList, unknown_list
 from hotplate.serve.lists.fold_in import FoldIn
@@ -84,6 +84,9 @@ class TieredReader:
         self.kept = next((Origin(tier, kept[tier.name]) for tier in self.tiers if kept and tier.name in kept), None)
         self.warm = warm
         self.lookups = Lookups(self.tiers, budget_s)
+        self._generation: int | None = None
+        """Of the policies, of which `_hides_users` is."""
+        self._hides_users = False
 
     async def __aenter__(self) -> Self:
         if self.following:
@@ -211,14 +214,20 @@ class TieredReader:
     @property
     def hides_users(self) -> bool:
         """Whether any user is hidden, because the deny-list names the user, or a tier has erased them."""
-        return bool(self.deny_list.current.users) or any(tier.follower.erasures.erased for tier in self.tiers)
+        if self._generation is not POLICIES.number:
+            self._generation = POLICIES.number
+            erased = any(tier.follower.erasures.erased for tier in self.tiers)
+            self._hides_users = erased or bool(self.deny_list.current.users)
+        return self._hides_users
 
     def is_erased(self, user: str) -> bool:
         """Return whether a user is erased from any tier, as others may be older."""
         return any(tier.follower.erasures.erased.covers_user(user) for tier in self.tiers)
 
     def _hides(self, row: RowKey) -> bool:
-        return row.kind == USER and (row.id in self.deny_list.current.users or self.is_erased(row.id))
+        if row.kind != USER or not self.hides_users:
+            return False
+        return row.id in self.deny_list.current.users or self.is_erased(row.id)
 
     # Reading rows
 
@@ -332,7 +341,7 @@ class TieredReader:
         hides_users = kind == USER and self.hides_users
         fallback = EVERYBODY
         lists: dict[str, EncodedList] = {}  # for each row or batch, calls of `dict[…]` take 4 µs more
-        missing: defaultdict[tuple[RowKey, Status, bool], list[RowKey]] = defaultdict(list)
+        missing: dict[tuple[RowKey, Status, bool], list[RowKey]] = {}
         for row, result in zip(read.rows, read.results, strict=True):
             if row.list != fallback.list or segment != fallback.id:
                 fallback = row.popular(segment)
@@ -340,7 +349,7 @@ class TieredReader:
             if is_hidden or origin is None or not is_list(result):
                 is_unread = origin is None or isinstance(result, StoreError)
                 status: Status = "error" if is_unread and not is_hidden else "unknown"
-                missing[fallback, status, is_hidden].append(row)
+                missing.setdefault((fallback, status, is_hidden), []).append(row)
             else:
                 lists[row.id] = EncodedList(origin.tier.name, origin.release, source, result, fallback=fallback)
 
