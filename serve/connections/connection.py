@@ -25,7 +25,16 @@ from aiohttp import HttpVersion, HttpVersion10, HttpVersion11, hdrs, web
 from hotplate.serve.access.tls import HANDSHAKE_S, Certificate
 from hotplate.serve.api.parameters import MAX_BODY_BYTES, unreadable
 from hotplate.serve.connections.answers import AnswerWriter
-from hotplate.serve.connections.framing import NO_BODY, Body, MalformedBody, TooManyChunks
+from hotplate.serve.connections.framing import (
+    HEADER_END,
+    NO_BODY,
+    Body,
+    HeaderTooLarge,
+    MalformedBody,
+    MalformedHeader,
+    TooManyChunks,
+    take_header,
+)
 from hotplate.serve.problems import CLOSE, Problem, internal_error
 from hotplate.serve.settings import Limits
 
@@ -34,7 +43,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-HEADER_END = b"\r\n\r\n"
 # How a client that assumes HTTP/2 begins; aiohttp's parser would take it without an error.
 HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\n"
 CONTINUE = "100-continue"
@@ -45,8 +53,6 @@ SILENT.disabled = True
 # How long an idle connection keeps aiohttp's handler, some 8 KB; it then closes its transport, not the client's.
 DETACH_S = 10.0
 MAX_BUFFERED_BYTES = 65_536
-# Of a chunked body that is read before other connections are served.
-CHUNKED_PIECE_BYTES = 4096
 # Pipelined requests answered before other connections.
 MAX_PIPELINED = 16
 # A slow reader must take WRITE_STEP_BYTES in `Limits.write_s`, or in CROWDED_WRITE_S if answers fill half of their
@@ -361,26 +367,19 @@ class Connection(asyncio.Protocol, asyncio.Transport):
         """Remove the first header from the buffer and return it, with the empty line at its end.
 
         Returns None if it is incomplete; also if it is not HTTP or too large: then it is refused and the connection
-        closes. The buffer is not empty.
+        closes.
         """
-        if self._buffer[0] in b"\r\n":  # empty lines before a request, all at once: each costs the parser a call
-            self._buffer = self._buffer.lstrip(b"\r\n")
-            self._hold(len(self._buffer), self._unread)
-        if self._buffer and not self._buffer[:1].isalpha():  # as a TLS handshake begins
+        header: bytes | None = None
+        try:
+            header = take_header(self._buffer, self._server.limits.header_bytes)
+        except MalformedHeader:
             self._refuse(unreadable(400, None))
-            return None
-
-        end = self._buffer.find(HEADER_END)
-        size = end + len(HEADER_END) if end >= 0 else len(self._buffer)
-        if size > self._server.limits.header_bytes:
+        except HeaderTooLarge:
             self._refuse(Problem(431, "large-header", "the header of the request is too large"), "large_header")
-            return None
-        if end < 0:
-            self._change_state(HEADER)
-            return None
-
-        header = bytes(self._buffer[:size])
-        del self._buffer[:size]
+        else:
+            self._hold(len(self._buffer) + len(header or b""), self._unread)
+            if header is None:
+                self._change_state(HEADER)
         return header
 
     def _hand_over(self, header: bytes) -> None:
@@ -426,16 +425,10 @@ class Connection(asyncio.Protocol, asyncio.Transport):
         self._feed_buffered()
 
     def _feed_buffered(self) -> None:
-        """Give what has arrived of a body to aiohttp: a piece of a chunked one, and then others after other work.
-
-        A piece has hundreds of the smallest chunks, each of which costs a microsecond or more.
-        """
+        """Give what has arrived of a body to aiohttp: a piece of a chunked one, and then others after other work."""
         if self.state is not BODY:
             return
-        size = CHUNKED_PIECE_BYTES if self._body.is_chunked else len(self._buffer)
-        data = bytes(self._buffer[:size])
-        del self._buffer[:size]
-        self._feed_body(data)
+        self._feed_body()
         if not self._buffer:
             self.resume_reading()
         if self.state is BODY and self._buffer:
@@ -444,16 +437,17 @@ class Connection(asyncio.Protocol, asyncio.Transport):
         elif self.state is BODY and self._is_half_closed:
             self.cut()  # the rest of the body will not come
 
-    def _feed_body(self, data: bytes) -> None:
-        """Give a part of a body to aiohttp; what follows the body stays in the buffer.
+    def _feed_body(self) -> None:
+        """Give the next piece of a body in the buffer to aiohttp.
 
         A body in too many chunks is refused, and so is one with an end that aiohttp does not find.
         """
         request = self._request
         if request is None or self._handler is None or self._has_failed:
+            self._buffer.clear()
             return
         try:
-            size = self._body.take(data)
+            piece = self._body.take_from(self._buffer)
         except TooManyChunks:
             self._fail(self._server.writer.too_many_chunks())
             return
@@ -461,10 +455,9 @@ class Connection(asyncio.Protocol, asyncio.Transport):
             self._fail(unreadable(400, str(error)))
             return
 
-        self._handler.data_received(data[:size])
+        self._handler.data_received(piece)
         if not self._body.is_complete:
             return
-        self._buffer[:0] = data[size:]
         if not request.content.is_eof():
             self._fail(unreadable(400, "its body is malformed"))
         else:

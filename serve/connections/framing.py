@@ -1,4 +1,4 @@
-"""The ends of request bodies, found before aiohttp's parser reads them, and the limits of chunked ones.
+"""The ends of request headers and bodies, found before aiohttp's parser reads them, and their limits.
 
 The parser does not tell at which byte a chunked body ends, and spends a microsecond or more on each chunk.
 """
@@ -13,8 +13,19 @@ MAX_BYTES = 2 << 20
 # Of the size of a chunk, with its extensions, and of a trailer.
 MAX_LINE_BYTES = 8190
 LINE_END = b"\r\n"
+HEADER_END = b"\r\n\r\n"
+# Of a chunked body that is read before other connections are served: hundreds of the smallest chunks.
+CHUNKED_PIECE_BYTES = 4096
 # Of a chunk; zeros may lead.
 _match_size = re.compile(rb"(0*+[1-9A-Fa-f][0-9A-Fa-f]{0,7}|0++)[ \t]*(?:;[^\r\n]*)?\r\n").match
+
+
+class MalformedHeader(Exception):
+    """What was received does not begin as HTTP does."""
+
+
+class HeaderTooLarge(Exception):
+    """A header is larger than it may be."""
 
 
 class TooManyChunks(Exception):
@@ -23,6 +34,29 @@ class TooManyChunks(Exception):
 
 class MalformedBody(Exception):
     """A body is not chunked as its header says."""
+
+
+def take_header(received: bytearray, max_bytes: int) -> bytes | None:
+    """Remove the first header from *received*, and return it, with the empty line at its end; None if it is incomplete.
+
+    Empty lines before it are removed, too. Raises MalformedHeader and HeaderTooLarge.
+    """
+    if received.startswith((b"\r", b"\n")):  # all at once: each costs the parser a call
+        received[:] = received.lstrip(LINE_END)
+    if received and not received[:1].isalpha():  # as a TLS handshake begins
+        raise MalformedHeader
+
+    end = received.find(HEADER_END)
+    size = end + len(HEADER_END) if end >= 0 else len(received)
+    if size > max_bytes:
+        raise HeaderTooLarge
+    return None if end < 0 else _take(received, size)
+
+
+def _take(received: bytearray, size: int) -> bytes:
+    data = bytes(received[:size])
+    del received[:size]
+    return data
 
 
 class Body:
@@ -40,6 +74,11 @@ class Body:
         self._in_trailers = False
         self._lines_left = MAX_CHUNKS + 2  # the last chunk and the empty line
         self._bytes_left = MAX_BYTES if self.is_chunked else inf
+
+    def take_from(self, received: bytearray) -> bytes:
+        """Remove the next piece of the body from *received*, and return it; raises as `take`."""
+        size = self.take(bytes(received[:CHUNKED_PIECE_BYTES] if self.is_chunked else received))
+        return _take(received, size)
 
     def take(self, data: bytes) -> int:
         """Return how many bytes of *data*, which follows what was taken before, belong to the body.

@@ -767,7 +767,7 @@ cdef class _Delivery:
 
     def __call__(self, origin, row, body):
         try:
-            self.deliver(self.lane._answer_with_row(self.request, origin, row, body))
+            self.deliver(self.lane._answer_with_row(self.request, RowsRead(origin, [row], [body])))
         except Exception as error:
             self.deliver(self.lane._answer_error(self.request, error))
 
@@ -1041,7 +1041,7 @@ cdef class Lane:
         """
         self._observe(local.read_cell, _monotonic() - started)
         read = self._reader.row_nowait(request.row(), Origin(local.tier, local.release))
-        return None if read is None else self._answer_with_row(request, read.origin, read.rows[0], read.results[0])
+        return None if read is None else self._answer_with_row(request, read)
 
     cdef object _answer_hit(self, _Request request, str tier, object release, list lookups, Span opened):
         """Count a list that was read for a user or an item, and answer with it.
@@ -1080,7 +1080,7 @@ cdef class Lane:
         if not self._needs_io or request.query.list_name:
             read = self._reader.row_nowait(row)
             if read is not None:
-                return self._answer_with_row(request, read.origin, row, read.results[0])
+                return self._answer_with_row(request, read)
 
         delivery = _Delivery.__new__(_Delivery)
         delivery.lane = self
@@ -1093,21 +1093,21 @@ cdef class Lane:
                 self._lookups.add(row, delivery)
         return PENDING
 
-    cdef object _answer_with_row(self, _Request request, object origin, object row, object body):
-        """Return the answer with the result of reading a row, and count it.
-
-        *origin* is the store and the release, and *body* the row after its checksum; see `Waiter`.
-        """
+    cdef object _answer_with_row(self, _Request request, object read):
+        """Return the answer with the result of reading one row, and count it; a list is the row after its checksum."""
         cdef Py_buffer view
         cdef Span opened
+        cdef object origin
         cdef object release
         cdef object answer
+        cdef object body = read.results[0]
         if POLICIES.number is not self._generation:
             self._renew()
         if body is None or self._has_canary or request.query.list_name:
-            lists = self._reader.lists_of(RowsRead(origin, [row], [body]), OVERALL, request.query.list_name)
-            return self._finish(request, lists[row.id])
+            lists = self._reader.lists_of(read, OVERALL, request.query.list_name)
+            return self._finish(request, lists[read.rows[0].id])
 
+        origin = read.origin
         release = origin.release
         PyObject_GetBuffer(body, &view, PyBUF_SIMPLE)
         try:

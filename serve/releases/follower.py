@@ -426,10 +426,8 @@ class Follower:
             self._unsettled.set()
         elif follows(catalogue, followed):  # it is newer, or the first one that was read
             await self._follow(catalogue)
-            self._set_error(_nothing_live() if catalogue.live is None else None)
         elif followed is None:  # the store is empty
-            self._settle()
-            self._set_error(never_published())
+            self._settle(never_published())
         elif catalogue.version == followed.version:
             await self._confirm(catalogue, check=is_requested or self._unsettled.is_set())
         elif is_requested:
@@ -437,11 +435,12 @@ class Follower:
         else:  # perhaps an outdated read, from a replica or a cache: `_read_while_unsettled` reads it again
             self._unsettled.set()
 
-    def _settle(self) -> None:
-        """Note that the store agrees with the followed catalogue."""
+    def _settle(self, error: StoreError | None) -> None:
+        """Note that the store agrees with the followed catalogue; *error* says if nothing is live in it."""
         self._confirmed_at = time.monotonic()
         self._older_since = inf
         self._unsettled.clear()
+        self._set_error(error)
 
     def _may_lag_behind_restore(self, catalogue: Catalogue) -> bool:
         """Return whether a replica names a higher generation after a restore, which it may not have seen yet."""
@@ -464,8 +463,7 @@ class Follower:
             )
             return
 
-        self._settle()
-        self._set_error(_nothing_live() if catalogue.live is None else None)
+        self._settle(_error_of(catalogue))
 
     async def _follow(self, catalogue: Catalogue) -> None:
         """Load the live release and the canary of a catalogue, and switch to both.
@@ -499,7 +497,7 @@ class Follower:
 
         self._followed = catalogue
         self._restored = None
-        self._settle()
+        self._settle(_error_of(catalogue))
 
     async def _load_live(self, live: Release) -> ServedRelease:
         """Return a release that goes live; the canary is not loaded again."""
@@ -546,11 +544,6 @@ class Follower:
             f"{followed.generation}; release {catalogue.live or 'none'} is live in it"
         )
         log.warning("%s", self._restored)
-        # The warning covers the errors before it.
-        self.last_error = None
-        self._failing.end()
-        if catalogue.live is None:
-            self._set_error(_nothing_live())
 
     async def _is_gone(self) -> bool:
         """Return whether the store certainly lacks the live release."""
@@ -627,5 +620,7 @@ class PreviewFollower(Follower):
         """Follow no other release, if this one is gone."""
 
 
-def _nothing_live() -> ReleaseNotFound:
+def _error_of(catalogue: Catalogue) -> ReleaseNotFound | None:
+    if catalogue.live is not None:
+        return None
     return ReleaseNotFound("nothing is live in this store yet; run `hotplate publish`")

@@ -9,7 +9,7 @@ import time
 import msgspec
 
 from hotplate.serve.processes.shared_memory import Records, RecordTooLarge
-from hotplate.serve.releases.served import ServedRelease, TierRelease
+from hotplate.serve.releases.served import ServedRelease
 from hotplate.serve.tiers.tier import Origin
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.errors import ReleaseCorrupt
@@ -63,8 +63,8 @@ class KeptReleases:
         except RecordTooLarge as error:
             log.error("the popular lists of release %s are not kept: %s", release.id, error)  # noqa: TRY400 -- expected
 
-    def last(self) -> TierRelease | None:
-        """Return the newest release in the records of all workers; None if there is none.
+    def last(self) -> dict[str, ServedRelease]:
+        """Return the newest release in the records of all workers by the name of its tier; empty if there is none.
 
         A new worker serves its popular lists until a store can be read. It has no other lists: decoding one raises
         ReleaseCorrupt.
@@ -75,11 +75,11 @@ class KeptReleases:
             if payload is not None:
                 records.append(msgspec.msgpack.decode(payload, type=_Record))
         if not records:
-            return None
+            return {}
 
         newest = max(records, key=lambda record: record.at)
         release = ServedRelease(newest.ref, newest.writer, newest.manifest, newest.popular, decode=_refuse_to_decode)
-        return TierRelease(newest.tier, release)
+        return {newest.tier: release}
 
 
 def _refuse_to_decode(key: str, _: bytes) -> bytes:

@@ -115,14 +115,6 @@ class RowsOfRelease(msgspec.Struct, frozen=True):
     rows: Sequence[RowKey]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class TierRelease:
-    """A release, and the name of the tier that serves it."""
-
-    tier: str
-    release: ServedRelease
-
-
 async def load(reader: Reader, live: Release, fold_in: FoldIn | None) -> ServedRelease:
     """Load what a worker keeps of a release: its manifest, popular lists and item attributes.
 

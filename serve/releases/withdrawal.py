@@ -146,7 +146,7 @@ class ReleaseJudge:
         if comparison.finding is None:
             comparisons.failure = ""
         elif now >= comparisons.retry_at:
-            await self._withdraw(comparisons, comparison, comparisons.before)
+            comparisons.failure = await self._withdraw(comparisons, comparison, comparisons.before)
             comparisons.retry_at = self._clock() + RETRY_S
         if is_over:
             comparisons.before = None
@@ -163,12 +163,11 @@ class ReleaseJudge:
         comparisons.begin_release(release, catalogue, counts, self._clock())
         self._shared.keep(self._tiers)  # from now on, workers count for this release
 
-    async def _withdraw(self, comparisons: TierComparisons, comparison: Comparison, before: ReleaseRef) -> None:
+    async def _withdraw(self, comparisons: TierComparisons, comparison: Comparison, before: ReleaseRef) -> str:
         """Roll back a store from a release that is worse by a *comparison* to the one *before*; end the probation.
 
         The live release stays if the one before is damaged, and if the only difference is slow reads and the one before
-        is as slow now. Why a rollback fails is logged once, and kept as `comparisons.failure`; the caller tries again
-        later.
+        is as slow now. Returns why a rollback fails, which is logged once; the caller tries again later.
         """
         live = comparison.release
         finding = comparison.finding
@@ -178,14 +177,13 @@ class ReleaseJudge:
                 await _check_whole(store, before)
                 if await _is_store_slow(store, live.ref, before, comparison.counts):
                     log.info("release %s stays, as release %s is as slow: %s", live.id, before.id, finding)
-                    comparisons.failure = ""
-                    return
+                    return ""
 
                 with signed(reason, "probation"):
                     await rollback(store, live.id, reason=reason)
         except ReleaseConflict as error:  # an operator or another service has changed the live release
             log.info("release %s is not withdrawn here: %s", live.id, error)
-            return
+            return ""
         except (TimeoutError, StoreError) as error:
             # The rollback may have taken place, and only its answer failed.
             if not await self._is_withdrawn(comparisons.tier, live.ref, reason):
@@ -193,13 +191,12 @@ class ReleaseJudge:
                 if not comparisons.failure:
                     sentence = "release %s is worse than release %s, and this service cannot withdraw it: %s (%s)"
                     log.error(sentence, live.id, before.id, obstacle, finding)  # noqa: TRY400 -- expected
-                comparisons.failure = obstacle
-                return
+                return obstacle
 
         log.warning("release %s was withdrawn, and release %s is live again: %s", live.id, before.id, finding)
         comparisons.withdrawn += 1
         comparisons.before = None
-        comparisons.failure = ""
+        return ""
 
     async def _read_catalogue(self, tier: str) -> Catalogue | None:
         """Return the catalogue of a tier's store; None if it cannot be read."""

@@ -6,27 +6,35 @@ Lookups of one turn of the loop are read together, once for each key, and each i
 import asyncio
 from collections.abc import Sequence
 from math import inf
+from typing import TYPE_CHECKING, cast
 
 import pytest
 
 from hotplate.base.timing import loop_time
 from hotplate.serve.embedded import Lists
 from hotplate.serve.lists.encoded_lists import EncodedList
+from hotplate.serve.lists.options import Selection
 from hotplate.serve.lists.paging import Cursor
 from hotplate.serve.lists.reader import FIRST_READ_S, TieredReader
+from hotplate.serve.lists.requests import ListRequest, read_lists, shape_lists
+from hotplate.serve.lists.shaping import Shaper
 from hotplate.serve.metrics import FAILED, HISTOGRAM_CELLS, LOOKUPS
 from hotplate.serve.tiers.breaker import FAILURES, PROBE_PAUSES_S
 from hotplate.serve.tiers.lookups import caller_deadline, read_within
 from hotplate.stores.catalogue import ReleaseRef
-from hotplate.stores.encoding import ITEM, OFFSET_BYTES, USER, RowKey
+from hotplate.stores.encoding import ITEM, OFFSET_BYTES, USER, IdTest, RowKey, decode, encode_id
 from hotplate.stores.errors import ReleaseCorrupt, StoreUnavailable
 from hotplate.stores.store import Reader, ReadResult
 from hotplate.stores.users import erase_users
 from tests.support.clock import FakeClock
 from tests.support.memory_store import MemoryStore
 from tests.support.remote import RemoteStore, publish
+from tests.support.service import a_list, publish_through
 from tests.support.stores import allow_erasure, ref_of
 from tests.support.virtual import virtual
+
+if TYPE_CHECKING:
+    from hotplate.serve.consumed.table import Consumed
 
 BUDGET_S = 0.1
 
@@ -520,3 +528,27 @@ async def test_release_of_a_page_that_is_gone_is_read_once(memory: MemoryStore, 
     await reader.in_release(first, [RowKey(USER, "1")])
     assert list(remote.reads).count(["user:1"]) == 1
     assert reader.popular(after=Cursor.of(popular)).release.id == first
+
+
+class Bought:
+    """Items that are hidden from users, as a table of consumed items has them."""
+
+    def __init__(self, items: dict[str, set[str]]) -> None:
+        self.items = items
+
+    def hidden_from(self, user: str) -> IdTest | None:
+        hidden = {encode_id(item) for item in self.items.get(user, ())}
+        return hidden.__contains__ if hidden else None
+
+
+async def test_popular_list_of_a_batch_lacks_only_what_each_user_consumed(memory: MemoryStore) -> None:
+    await publish_through(memory, {"popular:": a_list("p1", "p2"), "user:1": a_list("a", "b")})
+    reader = TieredReader({"memory": memory})
+    await reader.tiers[0].follower.refresh()
+    consumed = cast("Consumed", Bought({"buyer": {"p1"}, "1": {"a"}}))
+    shaper = Shaper(reader.deny_list, consumed, is_erased=reader.is_erased)
+    selection = Selection()
+    requests = [ListRequest(USER, user, selection=selection) for user in ("x", "buyer", "1", "y")]
+    answers = shape_lists(shaper, requests, await read_lists(reader, requests))
+    shown = [[item["id"] for item in decode(answer.items)] for answer in answers]
+    assert shown == [["p1", "p2"], ["p2"], ["b", "p1", "p2"], ["p1", "p2"]]

@@ -5,7 +5,6 @@ from pathlib import Path
 from hotplate.serve.lists.deny_list import DenyListFile
 from hotplate.serve.lists.reader import TieredReader
 from hotplate.serve.processes.readiness import Status, WorkerReadiness
-from hotplate.serve.releases.served import TierRelease
 from tests.support.memory_store import MemoryStore
 from tests.support.remote import RemoteStore, publish
 
@@ -24,7 +23,7 @@ async def test_kept_popular_lists_make_a_worker_without_a_release_degraded(memor
     before = TieredReader({"memory": memory})
     await before.tiers[0].follower.refresh()
     assert before.first_live is not None
-    kept = TierRelease("memory", before.first_live.release)
+    kept = {"memory": before.first_live.release}
     reader = TieredReader({"memory": RemoteStore(MemoryStore())}, kept=kept)
     readiness = WorkerReadiness(reader)
     assert readiness.check().status is Status.DEGRADED
