@@ -10,9 +10,9 @@ from hotplate.stores.cosmos.errors import DEADLINE_S
 from hotplate.stores.cosmos.items import container_of, name_of
 from hotplate.stores.cosmos.store import UNAVAILABLE_S, CosmosStore
 from hotplate.stores.errors import PartUnavailable, ReleaseNotFound, StoreError, StoreThrottled, StoreUnavailable
-from hotplate.stores.store import Plan, Row
+from hotplate.stores.store import Row
 from tests.support.cosmos_simulation import SimulatedAccount, simulated
-from tests.support.stores import allow_erasure, draft_of, release_ref
+from tests.support.stores import allow_erasure, release_ref
 
 R = ReleaseId("20261120T064200Z-aaaa")
 KEYS = [f"user:{n}" for n in range(40)]
@@ -20,9 +20,7 @@ READ = "read item"
 
 
 async def filled(account: SimulatedAccount, **options: object) -> CosmosStore:
-    store = account.store(**options)
-    await store.create(draft_of(R), Plan(1, 1))
-    await store.put(draft_of(R), [Row(key, key.encode()) for key in KEYS])
+    store = await account.with_draft(R, [Row(key, key.encode()) for key in KEYS], **options)
     await store.get_many(release_ref(R), KEYS[:1])  # the account is known from here on
     return store
 
