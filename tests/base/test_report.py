@@ -188,6 +188,8 @@ def test_the_page_shows_the_table_with_intervals_and_marks(report_page: ModuleTy
     assert "1.6<small>1.3 … 1.9</small>" in text
     assert "11&nbsp;*" in text
     assert "* assumed: the emulator waits" in text
+    assert ">2&nbsp;x&nbsp;B0</td>" in text
+    assert ">—</td>" in text, "it has no value"
     assert "computed" not in text
     assert "<dt>besides</dt>" in text
 

@@ -305,9 +305,10 @@ class ResourceManager:
                 resources.create_database(account, requested)
         else:
             database = account.database(resource.database, is_owner=True)
-            if resource.container not in database.containers:
-                manual, autoscale = options.get("throughput"), options.get("autoscaleSettings")
-                resources.create_container(account, database, requested, manual, autoscale)
+            if resource.container in database.containers:
+                raise ArmError(400, "NotSupported", "ARM would change the container, which this emulation does not")
+            manual, autoscale = options.get("throughput"), options.get("autoscaleSettings")
+            resources.create_container(account, database, requested, manual, autoscale)
 
 
 def _described(arm_id: str, kind: str, offer: dict[str, Any]) -> dict[str, Any]:

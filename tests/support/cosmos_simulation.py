@@ -3,7 +3,7 @@
 import asyncio
 import inspect
 import random
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import wraps
@@ -26,7 +26,7 @@ from hotplate.stores.cosmos.signed import SignedClient
 from hotplate.stores.cosmos.store import CosmosStore
 from hotplate.stores.cosmos.url import EMULATOR_KEY, Address, Offer, Throughput, parse
 from hotplate.stores.store import Observer, Row
-from tests.support.stores import release_ref
+from tests.support.stores import release_ref, write_release
 from tests.support.virtual import in_virtual_time
 
 T = TypeVar("T")
@@ -99,6 +99,12 @@ class SimulatedAccount:
 
         self._random = random.Random(1)
         self._loop = loop
+
+    async def with_draft(self, release: ReleaseId, rows: Sequence[Row] = (), **options: object) -> CosmosStore:
+        """Return a store in which a draft of *release* has *rows*."""
+        store = self.store(**options)
+        await write_release(store, release, rows, seal=False)
+        return store
 
     def store(self, **options: object) -> CosmosStore:
         parameters = "&".join(f"{name}={value}" for name, value in options.items())

@@ -34,12 +34,14 @@ def body_of(response: HttpResponse) -> dict[str, Any]:
     return body
 
 
-def test_a_missing_item_differs_from_a_missing_container_by_its_substatus(direct: Direct) -> None:
+def test_a_missing_item_container_or_range_is_told_by_its_substatus(direct: Direct) -> None:
     assert substatus(direct.item("GET", "a")) == (404, 0)
     key = {"x-ms-documentdb-partitionkey": '["a"]'}
     assert substatus(direct.request("GET", "/dbs/d/colls/nope/docs/a/", headers=key)) == (404, 1003)
     assert substatus(direct.request("GET", "/dbs/nope/colls/c/docs/a/", headers=key)) == (404, 1003)
     assert substatus(direct.request("GET", "/dbs/d/colls/nope/")) == (404, 0)
+    other_range = key | {"x-ms-documentdb-partitionkeyrangeid": "9"}
+    assert substatus(direct.request("GET", ITEM, headers=other_range)) == (410, 1002)
 
 
 def test_signatures_and_dates_are_checked(direct: Direct, clock: FakeClock) -> None:

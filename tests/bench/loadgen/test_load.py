@@ -17,6 +17,7 @@ def test_poisson_arrivals_match_the_requested_rate_spread_and_seed() -> None:
     arrivals_s = np.array(list(dues(500, 200, seed=3)))
     assert len(arrivals_s) == pytest.approx(100_000, rel=0.02)
     gaps = np.diff(arrivals_s)
+    assert gaps.mean() == pytest.approx(1 / 500, rel=0.02)
     assert gaps.std() == pytest.approx(gaps.mean(), rel=0.02)
     assert list(dues(50, 2, seed=3)) == list(dues(50, 2, seed=3))
     assert list(dues(50, 2, seed=3)) != list(dues(50, 2, seed=4))

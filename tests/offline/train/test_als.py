@@ -1,5 +1,8 @@
 """ALS: its differences from other engines, and its objective on Spark as far as known without Spark."""
 
+import os
+import sys
+
 import numpy as np
 import pytest
 
@@ -7,6 +10,8 @@ from hotplate.offline.errors import DataError, SettingError
 from hotplate.offline.input.pairs import Indices
 from hotplate.offline.train.als import ALSParams, Factors, SparkParams, confidences, fit
 from tests.support.interactions import checkerboard
+from tests.support.paths import ROOT
+from tests.support.processes import run_process
 
 SIZE = 50
 PARAMS = ALSParams(factors=3, regularization=0.1, alpha=1.0, seed=23)
@@ -29,6 +34,12 @@ def test_a_fit_is_the_same_for_the_same_seed_and_reports_every_iteration(factors
     assert np.array_equal(again.item_factors, factors.item_factors)
     other = fit(checkerboard(SIZE), ALSParams(factors=3, regularization=0.1, alpha=1.0, seed=24))
     assert not np.array_equal(other.item_factors, factors.item_factors)
+
+
+def test_idle_threads_of_the_solver_do_not_spin() -> None:
+    program = "import os, hotplate.offline.train.als; print(os.environ['OMP_WAIT_POLICY'])"
+    unset = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    assert run_process(sys.executable, "-c", program, env=unset, cwd=ROOT).stdout == "passive\n"
 
 
 def test_factors_that_are_not_finite_are_an_error_with_advice() -> None:

@@ -18,14 +18,13 @@ from hotplate.serve.connections.connection import TRANSITIONS, WRITE_STEP_BYTES,
 from hotplate.serve.connections.listeners import Acceptor
 from hotplate.serve.lists.reader import TieredReader
 from hotplate.serve.settings import Limits
-from hotplate.stores import publication
-from hotplate.stores.store import Plan, Row
+from hotplate.stores.store import Row
 from tests.support.lane import MemoryTransport, Pair, connected, needs_lane, sent_to
 from tests.support.memory_store import MemoryStore
 from tests.support.paths import ROOT
 from tests.support.remote import RemoteStore, publish
 from tests.support.service import a_list
-from tests.support.stores import as_bodies, batches
+from tests.support.stores import publish as publish_rows
 from tests.support.virtual import virtual
 from tests.support.waiting import until_true
 
@@ -214,8 +213,7 @@ async def test_batch_is_in_flight_until_a_slow_client_has_read_it(monkeypatch: p
     store = MemoryStore()
     users = [str(n) for n in range(500)]
     lists = a_list(*(f"{n} {'x' * 100}" for n in range(20)))
-    rows = as_bodies([Row("popular:", lists), *sorted(Row(f"user:{user}", lists) for user in users)])
-    await publication.publish_release(store, batches(rows, 50), plan=Plan(len(rows), 1_000_000))
+    await publish_rows(store, [Row("popular:", lists), *sorted(Row(f"user:{user}", lists) for user in users)])
     body = orjson.dumps({"users": users, "n": 20})
     request = b"POST /v1/recommendations HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
     least = 20 * 100 * len(users)

@@ -33,8 +33,7 @@ from hotplate.serve.watched import WatchedFiles
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.errors import StoreUnavailable
 from hotplate.stores.file.store import LmdbStore
-from hotplate.stores.publication import publish_release
-from hotplate.stores.store import Plan, Reader, ReadResult, Row
+from hotplate.stores.store import Reader, ReadResult, Row
 from tests.support.lane import TURNS, MemoryTransport, Pair, connected, exchange, needs_lane
 from tests.support.memory_store import MemoryStore
 from tests.support.paths import ROOT
@@ -43,7 +42,6 @@ from tests.support.remote import RemoteStore
 from tests.support.requests import CORPUS, END, GET, HOST, REAL, pieces
 from tests.support.service import a_list
 from tests.support.soak import SEED, in_soak
-from tests.support.stores import as_bodies, record_of
 from tests.support.stores import publish as publish_rows
 
 if TYPE_CHECKING:
@@ -82,10 +80,8 @@ async def reader_of(
 ) -> TieredReader:
     """Publish LISTS and return a reader of them, over memory or a simulated network."""
 
-    async def rows() -> AsyncIterator[Sequence[Row]]:
-        yield as_bodies(sorted(Row(key, value) for key, value in LISTS.items()))
-
-    await publish_release(store, rows(), plan=Plan(len(LISTS), 10_000), about=record_of({"lists": {"basket": {}}}))
+    rows = sorted(Row(key, value) for key, value in LISTS.items())
+    await publish_rows(store, rows, about={"lists": {"basket": {}}})
     read: Reader = RemoteStore(store) if awaited and isinstance(store, MemoryStore) else store
     # With the usual budget, one of two servers might answer late on a busy machine, with the popular list.
     return TieredReader({"store": read}, budget_s=60.0, deny_list=DenyListFile(denied))

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from hotplate.serve.connections.connection import State
+from hotplate.serve.connections.connection import CHUNKED_PIECE_BYTES, State
 from hotplate.serve.embedded import Lists
 from hotplate.serve.lists.reader import TieredReader
 from tests.support.lane import Pair, connected, sent_to
@@ -89,6 +89,17 @@ async def test_chunked_body_end_is_found_for_any_cut(pair: Pair) -> None:
         await transport.answers(2)
         assert not transport.closed
         transport.close()
+
+
+async def test_requests_behind_a_chunked_body_are_read_in_their_order(pair: Pair) -> None:
+    """More of them arrive with the body than aiohttp is given at once."""
+    users = [b"%d" % number for number in range(2 * CHUNKED_PIECE_BYTES // len(GET))]
+    sent = chunked() + b"".join(GET.replace(b"/1 ", b"/%b " % user) for user in users)
+    transport = sent_to(pair.plain, sent)
+    written = await transport.answers(1 + len(users))
+    statuses = re.findall(rb"HTTP/1.1 (\d+)", written)
+    assert statuses == [b"200"] * (1 + len(users))
+    assert re.findall(rb'"user":"(\d+)"', written)[-len(users) :] == users
 
 
 async def test_trailers_are_not_headers_of_the_next_request(pair: Pair) -> None:

@@ -162,6 +162,12 @@ COMPARISONS = {
 NUMBERS = st.integers(2**53 - 3, 2**53 + 3) | st.integers(-(10**30), 10**30) | st.decimals(-100, 100, places=2)
 
 
+def test_conditions_have_1024_characters_at_most(service: Service) -> None:
+    for length, status in ((1024, 200), (1025, 400)):
+        where = "category:".ljust(length, "x")
+        assert service.get(f"/v1/recommendations/1?where={where}").status == status
+
+
 @given(item=NUMBERS, value=NUMBERS, comparison=st.sampled_from(sorted(COMPARISONS)))
 @example(2**53, 2**53 + 1, ":")
 @example(10**30, 10**30 + 1, "<")

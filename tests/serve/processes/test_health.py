@@ -68,6 +68,9 @@ def test_probes_use_plain_http_without_a_key_and_survive_admin_process_death(fol
     with running(folder, *options, "--tls-key", str(tmp_path / "server.key")) as service:
         until(lambda: probe(service, "/readyz") == 200, "it is not ready")
         assert [probe(service, f"{path}?verbose", method) for path in PATHS for method in ("GET", "HEAD")] == [200] * 8
+        with socket.create_connection(("127.0.0.1", service.health_port)) as connection:
+            connection.sendall(b"HEAD /livez HTTP/1.1\r\n\r\n")
+            assert connection.makefile("rb").read().endswith(b"Connection: close\r\n\r\n"), "it has a body"
         assert probe(service, "/livez", "POST") == 405
         assert probe(service, "/metrics") == probe(service, "/v1/popular") == 404
         (admin,) = set(service.processes()) - set(service.workers())

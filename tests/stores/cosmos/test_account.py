@@ -7,9 +7,9 @@ import pytest
 
 from hotplate.bench.process import free_port
 from hotplate.stores.cosmos.account import CosmosAccount
-from hotplate.stores.cosmos.errors import ContainerMissing, CosmosUnavailable
+from hotplate.stores.cosmos.errors import CosmosUnavailable
 from hotplate.stores.cosmos.store import open_url
-from hotplate.stores.cosmos.url import Offer, Throughput, parse
+from hotplate.stores.cosmos.url import parse
 from hotplate.stores.lifecycle import activate
 from hotplate.stores.store import ChargeCounter, Row
 from hotplate.stores.verification import verify
@@ -23,57 +23,11 @@ pytestmark = pytest.mark.filterwarnings("ignore:Unverified HTTPS request")  # th
 
 
 @pytest.fixture
-async def containers(cosmos_http: Account, observer: ChargeCounter) -> AsyncIterator[CosmosAccount]:
-    """A separate database."""
-    account = CosmosAccount(cosmos_http.address(f"d{secrets.token_hex(4)}"), observer)
-    for _ in range(2):
-        await account.create_database()
-    yield account
-    await account.close()
-    await account.close()
-
-
-@pytest.fixture
 async def scripted_account(raw: ScriptedServer, observer: ChargeCounter) -> AsyncIterator[CosmosAccount]:
     """An account that responds as the test says."""
     account = CosmosAccount(parse(f"cosmos+http://127.0.0.1:{raw.port}/d", {}), observer)
     yield account
     await account.close()
-
-
-async def test_containers_are_created_listed_and_dropped(containers: CosmosAccount) -> None:
-    assert await containers.list_containers() == []
-    for _ in range(2):
-        await containers.create_container("c", Throughput(400))
-    await containers.create_container("serverless", None)
-    assert sorted(await containers.list_containers()) == ["c", "serverless"]
-    for _ in range(2):
-        await containers.delete_container("c")
-    assert await containers.list_containers() == ["serverless"]
-
-
-async def test_throughput_is_read_and_changed(containers: CosmosAccount, observer: ChargeCounter) -> None:
-    await containers.create_container("c", Throughput(4000))
-    assert await containers.offer("c") == Offer(Throughput(4000), 400, pending=False)
-    await containers.scale("c", Throughput(500))
-    assert await containers.offer("c") == Offer(Throughput(500), 400, pending=False)
-    await containers.create_container("auto", Throughput(4000, autoscale=True))
-    await containers.scale("auto", Throughput(6000, autoscale=True))
-    assert await containers.offer("auto") == Offer(Throughput(6000, autoscale=True), 1000, pending=False)
-    assert observer.failures == []
-    with pytest.raises(CosmosUnavailable, match="400 … 1000000") as error:
-        await containers.scale("c", Throughput(300))
-    assert error.value.kind == "refused"
-
-
-async def test_missing_containers_are_reported(containers: CosmosAccount, observer: ChargeCounter) -> None:
-    for work in (
-        containers.scale("gone", Throughput(500)),
-        containers.offer("gone"),
-    ):
-        with pytest.raises(ContainerMissing):
-            await work
-    assert observer.failures == []
 
 
 @pytest.mark.parametrize(

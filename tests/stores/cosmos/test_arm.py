@@ -10,8 +10,8 @@ import pytest
 
 from hotplate.bench.process import free_port
 from hotplate.stores.cosmos.arm import ArmContainers
-from hotplate.stores.cosmos.errors import ContainerMissing, CosmosThrottled, CosmosUnavailable
-from hotplate.stores.cosmos.url import Address, Offer, Throughput, parse
+from hotplate.stores.cosmos.errors import CosmosThrottled, CosmosUnavailable
+from hotplate.stores.cosmos.url import Address, parse
 from hotplate.stores.errors import StoreClosed, StoreMisused
 from tests.support.azure import PLACE, AzureAccount, Identity
 from tests.support.cosmos_account import PATIENCE_S, Account, kind_of
@@ -30,29 +30,6 @@ async def managing(address: Address, identity: Identity) -> AsyncIterator[ArmCon
         yield containers
     finally:
         await containers.close()
-
-
-async def test_a_container_is_made_scaled_and_dropped_with_a_token_only(server: AzureAccount) -> None:
-    async with managing(address_of(server), Identity(server, "operator")) as containers:
-        with pytest.raises(ContainerMissing):
-            await containers.create_container("r", Throughput(700))
-        with pytest.raises(ContainerMissing):
-            await containers.list_containers()
-        for _ in range(2):
-            await containers.create_database()
-        assert await containers.list_containers() == []
-        with pytest.raises(ContainerMissing):
-            await containers.offer("r")
-        for ru in (700, 900):
-            await containers.create_container("r", Throughput(ru))
-        assert await containers.list_containers() == ["r"]
-        assert await containers.offer("r") == Offer(Throughput(700), 400, pending=False)
-        await containers.scale("r", Throughput(400))
-        assert await containers.offer("r") == Offer(Throughput(400), 400, pending=False)
-        await containers.delete_container("r")
-        await containers.delete_container("r")
-        await containers.create_container("a", Throughput(2000, autoscale=True))
-        assert await containers.offer("a") == Offer(Throughput(2000, autoscale=True), 1000, pending=False)
 
 
 async def test_the_error_of_an_identity_without_the_role_names_the_role(server: AzureAccount) -> None:

@@ -5,11 +5,10 @@ import asyncio
 import pytest
 
 from hotplate.stores import lifecycle as life
-from hotplate.stores import publication
-from hotplate.stores.store import Plan, Row
+from hotplate.stores.store import Row
 from tests.support.cosmos_simulation import SimulatedAccount, with_simulation
 from tests.support.planning import a_plan
-from tests.support.stores import batches
+from tests.support.stores import publish
 
 
 def test_publish_costs_and_takes_what_the_plan_predicts() -> None:
@@ -19,7 +18,7 @@ def test_publish_costs_and_takes_what_the_plan_predicts() -> None:
         loop = asyncio.get_running_loop()
         before_ru = account.spent_ru()
         began = loop.time()
-        await publication.publish_release(store, batches(rows, len(rows)), plan=Plan(len(rows), 1))
+        await publish(store, rows, len(rows))
         await life.prune(store)
         return account.spent_ru() - before_ru, loop.time() - began
 

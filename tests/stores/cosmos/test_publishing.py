@@ -22,13 +22,19 @@ from tests.support.cosmos_account import emulated_account
 from tests.support.cosmos_simulation import ROWS, SimulatedAccount, simulated, with_simulation
 from tests.support.memory_store import MemoryStore
 from tests.support.soak import in_soak, scaled
-from tests.support.stores import as_bodies, batches, begin_draft, draft_of, publish, published_rows, ref_of, release_ref
+from tests.support.stores import (
+    as_bodies,
+    batches,
+    begin_draft,
+    draft_of,
+    publish,
+    published_rows,
+    ref_of,
+    release_ref,
+    scan_rows,
+)
 
 R = ReleaseId("20261120T064200Z-aaaa")
-
-
-async def scanned(account: SimulatedAccount, release: ReleaseId) -> list[Row]:
-    return [row async for row in account.store(ru=4000).scan(release_ref(release))]
 
 
 FAULTS: list[dict[str, object]] = [
@@ -89,10 +95,8 @@ async def test_verification_survives_transient_faults(account: SimulatedAccount,
 async def test_persistent_fault_raises_its_cause_and_keeps_acknowledged_rows(
     account: SimulatedAccount, kind: str, error: type[Exception], limit_s: float
 ) -> None:
-    store = account.store(ru=4000)
+    store = await account.with_draft(R, ROWS[:100], ru=4000)
     loop = asyncio.get_running_loop()
-    await store.create(draft_of(R), Plan(1, 1))
-    await store.put(draft_of(R), ROWS[:100])
     account.inject_faults({"kind": kind})
     began = loop.time()
     with pytest.raises(error):
@@ -102,7 +106,7 @@ async def test_persistent_fault_raises_its_cause_and_keeps_acknowledged_rows(
     assert await account.store().resume_point(draft_of(R)) == ROWS[99].key
     await store.put(draft_of(R), ROWS[100:600])
     await store.seal(draft_of(R))
-    assert await scanned(account, R) == ROWS[:600]
+    assert await scan_rows(account.store(ru=4000), R) == ROWS[:600]
 
 
 @simulated
@@ -132,8 +136,7 @@ async def test_throttled_rows_are_given_up_while_the_lease_is_renewed(account: S
 
 @simulated
 async def test_too_large_row_fails_the_publish_before_sending(account: SimulatedAccount) -> None:
-    store = account.store()
-    await store.create(draft_of(R), Plan(1, 1))
+    store = await account.with_draft(R)
     with pytest.raises(StoreFull, match=r"the row user\.MQ takes 2,.* publish shorter lists"):
         await store.put(draft_of(R), [Row("user:1", b"\xff" * (2 << 20))])
     assert account.answers(413) == 0
@@ -141,8 +144,7 @@ async def test_too_large_row_fails_the_publish_before_sending(account: Simulated
 
 @simulated
 async def test_a_cancelled_put_leaves_nothing_running(account: SimulatedAccount) -> None:
-    store = account.store()
-    await store.create(draft_of(R), Plan(1, 1))
+    store = await account.with_draft(R)
     putting = asyncio.create_task(store.put(draft_of(R), ROWS[:500]))
     await asyncio.sleep(0.5)
     putting.cancel()
@@ -158,24 +160,22 @@ async def test_a_cancelled_put_leaves_nothing_running(account: SimulatedAccount)
 async def test_verification_leaves_request_units_for_lookups(account: SimulatedAccount) -> None:
     store = account.store(ru=400, max_ru=4000)
     loop = asyncio.get_running_loop()
-    manifest = (await publication.publish_release(store, batches(ROWS[:2000]), plan=Plan(2000, 1000))).manifest
+    release = await publish(store, ROWS[:2000])
     began = loop.time()
-    spent_ru = account.admitted_ru(manifest.release)
+    spent_ru = account.admitted_ru(release)
     throttled = account.answers(429)
-    await verify(store, await ref_of(store, manifest.release))
+    await verify(store, await ref_of(store, release))
     took_s = loop.time() - began
-    assert (account.admitted_ru(manifest.release) - spent_ru) / took_s == pytest.approx(200, rel=0.03)
+    assert (account.admitted_ru(release) - spent_ru) / took_s == pytest.approx(200, rel=0.03)
     assert account.answers(429) == throttled
 
 
 @simulated
 async def test_lagging_replica_is_read_again(account: SimulatedAccount) -> None:
-    store = account.store(ru=4000)
-    await store.create(draft_of(R), Plan(1, 1))
-    await store.put(draft_of(R), ROWS[:300])
+    store = await account.with_draft(R, ROWS[:300], ru=4000)
     await store.seal(draft_of(R))
     account.forgets = 0.05
-    assert await scanned(account, R) == ROWS[:300]
+    assert await scan_rows(account.store(ru=4000), R) == ROWS[:300]
     assert await account.store().resume_point(draft_of(R)) == ROWS[299].key
     assert container_of(release_ref(R)) in account.service.account.databases["d"].containers
 
@@ -188,8 +188,8 @@ async def test_publish_waits_for_its_containers_to_appear(
 ) -> None:
     account.inject_faults({"kind": "missing", "operation": operation, "for_s": unseen_s, "share": share})
     store = account.store()
-    manifest = (await publication.publish_release(store, batches(ROWS[:11]), plan=Plan(11, 100))).manifest
-    assert (await store.catalogue()).live == manifest.release
+    release = await publish(store, ROWS[:11])
+    assert (await store.catalogue()).live == release
     assert account.answers(404, operation) > 1
 
 
@@ -198,7 +198,7 @@ async def test_wait_for_a_missing_container_is_bounded(account: SimulatedAccount
     account.inject_faults({"kind": "missing", "operation": "create item"})
     began = account.now()
     with pytest.raises(ContainerMissing):
-        await publication.publish_release(account.store(), batches(ROWS[:11]), plan=Plan(11, 100))
+        await publish(account.store(), ROWS[:11])
     assert CONTAINER_VISIBLE_S <= account.now() - began < 2 * CONTAINER_VISIBLE_S
 
 
@@ -210,9 +210,9 @@ async def test_a_publish_spends_at_the_configured_rate(account: SimulatedAccount
     store = account.store(max_ru=1000)
     loop = asyncio.get_running_loop()
     began = loop.time()
-    manifest = (await publication.publish_release(store, batches(LARGE[:1000]), plan=Plan(1000, 1000))).manifest
+    release = await publish(store, LARGE[:1000])
     took_s = loop.time() - began
-    spent_ru = account.admitted_ru(manifest.release)
+    spent_ru = account.admitted_ru(release)
     assert took_s == pytest.approx(spent_ru / 1000 + SCALING_POLL_S, abs=0.5)  # one step after the other
     assert account.answers(429) <= 5
 
@@ -236,7 +236,7 @@ async def test_container_below_the_configured_rate_is_fully_used_without_loss(
     assert (account.admitted_ru(R) - before_ru) / took_s == pytest.approx(provisioned, rel=0.03)
     assert account.answers(429) < share * len(LARGE)
     await store.seal(draft_of(R))
-    assert [row async for row in store.scan(release_ref(R))] == as_bodies(LARGE)
+    assert await scan_rows(store, R) == as_bodies(LARGE)
 
 
 # As a release that folds visitors in has them: pieces of item factors.

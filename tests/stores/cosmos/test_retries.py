@@ -86,9 +86,7 @@ async def test_first_swap_gives_up_after_one_time_limit(account: SimulatedAccoun
 
 @simulated
 async def test_erasure_gives_up_after_one_time_limit(account: SimulatedAccount) -> None:
-    store = account.store()
-    await store.create(draft_of(R), Plan(1, 1))
-    await store.put(draft_of(R), ROWS[:5])
+    store = await account.with_draft(R, ROWS[:5])
     began = account.now()
 
     def lose_service(catalogue: Catalogue) -> None:
@@ -106,8 +104,7 @@ async def test_erasure_gives_up_after_one_time_limit(account: SimulatedAccount) 
 
 @simulated
 async def test_lost_races_for_a_state_count_against_the_time_limit(account: SimulatedAccount) -> None:
-    store = account.store()
-    await store.create(draft_of(R), Plan(1, 1))
+    store = await account.with_draft(R)
     account.loses_races = True
     account.latency_s = 2.0
     began = account.now()
@@ -130,8 +127,7 @@ async def test_poll_for_changes_is_repeated_by_its_caller(account: SimulatedAcco
 
 @simulated
 async def test_long_pause_that_a_429_asks_for_is_cut(account: SimulatedAccount) -> None:
-    store = account.store()
-    await store.create(draft_of(R), Plan(1, 1))
+    store = await account.with_draft(R)
     account.inject_faults({"kind": "throttle", "for_s": 1.0, "retry_after_ms": 100_000_000, "operation": "create item"})
     began = account.now()
     await store.put(draft_of(R), ROWS)
@@ -140,8 +136,7 @@ async def test_long_pause_that_a_429_asks_for_is_cut(account: SimulatedAccount) 
 
 @simulated
 async def test_429_with_a_pause_of_zero_backs_off(account: SimulatedAccount) -> None:
-    store = account.store(ru="serverless")
-    await store.create(draft_of(R), Plan(1, 1))
+    store = await account.with_draft(R, ru="serverless")
     account.inject_faults({"kind": "throttle", "for_s": 3.0, "retry_after_ms": 0, "operation": "create item"})
     await store.put(draft_of(R), ROWS[:1])
     assert account.answers(429, "create item") < 10

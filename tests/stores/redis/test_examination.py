@@ -12,6 +12,7 @@ from hotplate.stores.store import Level
 from tests.support.redis_server import RedisServer, replica_of, running, users_of_the_guide
 from tests.support.service import a_list, publish_to, serving
 from tests.support.stores import look
+from tests.support.waiting import until_true
 
 
 async def test_server_without_persistence_has_one_warning(redis_server: RedisServer, prefix: str) -> None:
@@ -42,42 +43,49 @@ def test_unencrypted_password_over_a_network_is_a_warning(url: str, level: Level
     assert "secret" not in transport.sentence
 
 
-async def test_eviction_memory_and_persistence_are_reported_per_server_config(tmp_path: Path, prefix: str) -> None:
+async def test_eviction_of_rows_is_an_error_and_snapshots_are_named(tmp_path: Path, prefix: str) -> None:
     with running(tmp_path, "--maxmemory", "40mb", "--maxmemory-policy", "allkeys-lru", "--save", "60 1") as server:
         url = server.url(prefix=prefix)
         await publish_to(url, {"user:1": a_list("a")})
         findings = await look(url)
-        assert findings["eviction"].level == Level.ERROR
-        assert "set maxmemory-policy to noeviction" in findings["eviction"].sentence
-        assert not findings["eviction"].prevented
-        assert (findings["memory"].level, "of 40.0 MB" in findings["memory"].sentence) == (Level.OK, False)
-        assert (findings["persistence"].level, "60 1" in findings["persistence"].sentence) == (Level.OK, True)
-        assert findings["room"].level == Level.OK
-        server.execute_command("CONFIG", "SET", "maxmemory-policy", "noeviction")
-        server.execute_command("CONFIG", "SET", "appendonly", "yes")
+    assert findings["eviction"].level == Level.ERROR
+    assert "set maxmemory-policy to noeviction" in findings["eviction"].sentence
+    assert not findings["eviction"].prevented
+    assert (findings["memory"].level, "of 40.0 MB" in findings["memory"].sentence) == (Level.OK, False)
+    assert (findings["persistence"].level, "60 1" in findings["persistence"].sentence) == (Level.OK, True)
+    assert findings["room"].level == Level.OK
+
+
+async def test_full_server_is_warned_of_and_read(tmp_path: Path, prefix: str) -> None:
+    with running(tmp_path, "--maxmemory-policy", "noeviction", "--appendonly", "yes") as server:
+        url = server.url(prefix=prefix)
+        await publish_to(url, {"user:1": a_list("a")})
         server.execute_command("CONFIG", "SET", "maxmemory", "1mb")
         findings = await look(url)
-        assert findings["eviction"].level == Level.OK
-        assert "appendonly" in findings["persistence"].sentence
-        for subject, part in (
-            ("memory", "raise maxmemory"),
-            ("may publish", "maxmemory"),
-            ("room", "another release like the live one may not fit"),
-        ):
-            assert (findings[subject].level, part in findings[subject].sentence) == (Level.WARNING, True), findings[
-                subject
-            ]
-        assert findings["may read"].level == Level.OK
-        server.execute_command("CONFIG", "SET", "appendonly", "no")
-        (tmp_path / "dump.rdb").unlink(missing_ok=True)
+    assert findings["eviction"].level == Level.OK
+    assert "appendonly" in findings["persistence"].sentence
+    for subject, part in (
+        ("memory", "raise maxmemory"),
+        ("may publish", "maxmemory"),
+        ("room", "another release like the live one may not fit"),
+    ):
+        finding = findings[subject]
+        assert (finding.level, part in finding.sentence) == (Level.WARNING, True), finding
+    assert findings["may read"].level == Level.OK
+
+
+async def test_failed_save_is_an_error(tmp_path: Path, prefix: str) -> None:
+    with running(tmp_path, "--save", "60 1") as server:
+        await publish_to(server.url(prefix=prefix), {"user:1": a_list("a")})
         (tmp_path / "dump.rdb").mkdir()  # which no file can take the place of
         server.execute_command("BGSAVE", "SCHEDULE")
-        deadline = time.monotonic() + 60
-        while server.execute_command("INFO", "persistence")["rdb_last_bgsave_status"] == "ok":
-            assert time.monotonic() < deadline
-            await asyncio.sleep(0.02)
-        saving = (await look(url))["persistence"]
-        assert (saving.level, "the last save failed" in saving.sentence) == (Level.ERROR, True)
+
+        def has_failed() -> bool:
+            return bool(server.execute_command("INFO", "persistence")["rdb_last_bgsave_status"] != "ok")
+
+        await until_true(has_failed)
+        saving = (await look(server.url(prefix=prefix)))["persistence"]
+    assert (saving.level, "the last save failed" in saving.sentence) == (Level.ERROR, True)
 
 
 @pytest.mark.parametrize("name", ["", "OPERATORS-CONFIG"], ids=["disabled", "renamed"])
