@@ -198,9 +198,7 @@ class ImportedLists:
 
         rows = [kind.rows for kind in scored.values()]
         self.rows = sum(kind.total for kind in rows)
-        left_out = sum((Counter(kind.left_out) for kind in rows), Counter[str]())
-        left_out["named twice"] = sum(kind.duplicates for kind in (self._users, self._similar, popular))
-        self.left_out = dict(+left_out)  # without zeros
+        self.left_out = _count_left_out(rows, self._users.duplicates + self._similar.duplicates + popular.duplicates)
         self._notes = [note for kind in rows for note in kind.notes]
         self._fingerprint = sources.fingerprint
 
@@ -262,6 +260,15 @@ class ImportedLists:
             yield from self._encoder.batches(USER, lists)
 
         yield from ([row] for row in self._attributes.rows)
+
+
+def _count_left_out(rows: Sequence[Rows], duplicates: int) -> dict[str, int]:
+    """Return the number of rows left out by reason, without zeros, of the files of all kinds."""
+    counts = Counter[str]()
+    for kind in rows:
+        counts.update(kind.left_out)
+    counts["named twice"] = duplicates
+    return dict(+counts)
 
 
 def read_scored(

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -81,8 +81,7 @@ RANKING = tuple(field.name for field in fields(RankingMetrics) if field.type is 
 
 def measured(metrics: RankingMetrics | RatingMetrics) -> dict[str, float]:
     """Return the metrics that were measured by name, without counts."""
-    values = {metric.name: getattr(metrics, metric.name) for metric in fields(metrics)}
-    return {name: value for name, value in values.items() if isinstance(value, float)}
+    return {name: value for name, value in asdict(metrics).items() if isinstance(value, float)}
 
 
 def with_interval(value: float, around: MetricInterval | None) -> str:

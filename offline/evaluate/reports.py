@@ -47,7 +47,7 @@ from hotplate.offline.list_import import read_scored
 from hotplate.offline.measurement import read_lists
 from hotplate.offline.model import Model
 from hotplate.offline.options import Format
-from hotplate.offline.train.popularity import PopularityParams, chosen_items
+from hotplate.offline.train.popularity import Popularity, PopularityParams, chosen_items
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.compression import load_decode
 from hotplate.stores.encoding import OVERALL, POPULAR, USER
@@ -303,16 +303,18 @@ class Evaluator:
         served = fill_empty_lists(lists, popular_items)
         result = measure_lists(EvaluatedLists(lists, served), self._test, history)
 
-        # Popular items that the user does not have, if that is known.
-        popular = recommend_all(popularity, parts, self._k, popularity)
-        if history is None:
-            everybody = fill_empty_lists(no_items(len(lists), self._k), popular_items)
-            popular = EvaluatedLists(everybody, everybody)
         baselines = dict[str, BaselineRecord]()
         if len(popular_items):
-            baseline = measure_lists(popular, self._test, history)
-            baselines["popularity"] = baseline_record(baseline, {}, result)
+            popular = self._popular_lists(parts, popularity, popular_items)
+            baselines["popularity"] = baseline_record(measure_lists(popular, self._test, history), {}, result)
         return record_of(parts, "lists", {}, result, baselines)
+
+    def _popular_lists(self, parts: Parts, popularity: Popularity, popular_items: Indices) -> EvaluatedLists:
+        """Return lists of popular items that the user does not have; of *popular_items* for all without a history."""
+        if self._history is not None:
+            return recommend_all(popularity, parts, self._k, popularity)
+        popular = fill_empty_lists(no_items(self._test.shape[0], self._k), popular_items)
+        return EvaluatedLists(popular, popular)
 
     def compare(self, first: Candidate, second: Candidate) -> Report:
         """Return a report on the metrics of two candidates, A and B, with the 95 % intervals of their differences.

@@ -200,10 +200,7 @@ def _scan_file(file: DataFile, form: Format) -> Table:
     has one, and is skipped. *form* says how CSV is written.
     """
     if file.kind == "parquet":
-        frame = pl.scan_parquet(file.path, glob=False, row_index_name=ROW)
-        # A column without any value has no type. Categories, as of pandas, are texts.
-        frame = frame.with_columns((cs.by_dtype(pl.Null) | cs.categorical() | cs.enum()).cast(pl.String))
-        return Table(file, _decode_binary_columns(frame), form)
+        return Table(file, _scan_parquet(file), form)
 
     # The first two lines that are not blank, and their indices; fewer in a short file.
     lines = pl.scan_lines(file.path, glob=False, row_index_name=ROW)
@@ -219,6 +216,13 @@ def _scan_file(file: DataFile, form: Format) -> Table:
         return _scan_csv(file, form, first, skipped=first_row)
     form = replace(form, delimiter=form.delimiter or separator_line[1])
     return _scan_csv(file, form, second, skipped=second_row)
+
+
+def _scan_parquet(file: DataFile) -> pl.LazyFrame:
+    frame = pl.scan_parquet(file.path, glob=False, row_index_name=ROW)
+    # A column without any value has no type. Categories, as of pandas, are texts.
+    frame = frame.with_columns((cs.by_dtype(pl.Null) | cs.categorical() | cs.enum()).cast(pl.String))
+    return _decode_binary_columns(frame)
 
 
 def _scan_csv(file: DataFile, form: Format, first: str, skipped: int) -> Table:
