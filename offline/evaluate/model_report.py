@@ -37,7 +37,7 @@ _TABLES_NOTE = "From the least to the most active user; histories begin with the
 _NOT_EVALUATED = "It is not known how good this model is: it was trained without an evaluation."
 THESE_LISTS = "these lists"
 PERSONAL_ONLY = ", personal lists only"
-_POPULARITIES = frozenset({"popularity", "recent popularity"})
+_POPULARITIES = {"popularity": "the most popular items", "recent popularity": "what is popular now"}
 # Facts of a model that are shown elsewhere, or only about files.
 _SHOWN_ELSEWHERE = frozenset({"metrics", "tuning", "files", "format", "data"})
 
@@ -112,7 +112,7 @@ def answer_in_words(record: EvaluationRecord, lists: str = "The lists") -> str:
     served = record.as_served
     name = name_of(record.engine, record.params)
     if record.engine == "popularity":
-        lists = f"Everybody gets {_in_words(name)} ({name}); these lists"
+        lists = f"Everybody gets {_POPULARITIES[name]} ({name}); these lists"
     users = format_count(served.users, "user")
     hits = f"Of {users}, {100 * served.hit_rate:.0f} % chose an item of their list of {served.k} in the test"
     better = better_popularity(record)
@@ -124,7 +124,7 @@ def answer_in_words(record: EvaluationRecord, lists: str = "The lists") -> str:
 
     popularity_name, baseline = better
     popular = baseline.as_served
-    of_popular = f"{popularity_name}, {_in_words(popularity_name)}"
+    of_popular = f"{popularity_name}, {_POPULARITIES[popularity_name]}"
     difference = difference_in_words(of_popular, baseline.model_leads_by, popular.ndcg)
     return (
         f"{lists} are {difference}: nDCG@{served.k} {served.ndcg:.3f} against {popular.ndcg:.3f}. "
@@ -187,10 +187,6 @@ def _spread_in_words(lists: ListMetrics, popularity_name: str, popular: ListMetr
         f"{lists.half_places:,.0f} items (with {popularity_name}, {popular.shared_items:.1f} and "
         f"{popular.half_places:,.0f})."
     )
-
-
-def _in_words(name: str) -> str:
-    return "what is popular now" if name == "recent popularity" else "the most popular items"
 
 
 def metric_rows(record: EvaluationRecord) -> Iterator[Row]:
