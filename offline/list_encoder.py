@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,8 @@ import polars as pl
 from hotplate.base.recommendations import ALL_ITEM_FIELDS
 from hotplate.offline.errors import require_between
 from hotplate.offline.input.pairs import offsets
-from hotplate.stores.encoding import MAX_OFFSET, SCORE_DIGITS, SEPARATOR, USUAL_CUT
+from hotplate.offline.train.ranking import Ranked
+from hotplate.stores.encoding import MAX_OFFSET, SCORE_DIGITS, SEPARATOR, USUAL_CUT, prefix_of
 from hotplate.stores.errors import StoreMisused
 from hotplate.stores.store import Row
 
@@ -26,6 +28,7 @@ ROW_BYTES = 32
 # Estimated bytes of a score and the frame of an item's line; a computed score has fewer digits.
 _COMPUTED_BYTES = 20
 _SCORE_BYTES = 31
+LISTS_AT_ONCE = 4096
 # Items encoded at once, unless a list has more; fits into the CPU's cache.
 _ITEMS_AT_ONCE = 1 << 17
 
@@ -50,6 +53,17 @@ class RankedLists:
     lengths: npt.NDArray[Any]
     entries: pl.DataFrame
 
+    @classmethod
+    def of(cls, owners: Sequence[str], ranked: Ranked) -> "RankedLists":
+        """Return the lists *ranked* [owners, n], which end with -1."""
+        is_listed = ranked.items >= 0
+        scores = ranked.scores[is_listed].astype(np.float64)
+        return cls(
+            owners=owners,
+            lengths=is_listed.sum(axis=1),
+            entries=pl.DataFrame({"item": ranked.items[is_listed], "score": scores}),
+        )
+
     @property
     def items(self) -> npt.NDArray[Any]:
         """The item numbers of all lists."""
@@ -73,17 +87,21 @@ class RankedLists:
 
 
 class ListEncoder:
-    """Encodes ranked lists of items, given by number, each with its title or None.
+    """Encodes ranked lists of items, given by number, each with its title or None, as rows of the list *name*.
 
     The bytes of fields that an item has in all lists are made once; polars joins a batch of lists as one text, which is
     then cut.
     """
 
-    def __init__(self, ids: Sequence[str], titles: Sequence[str | None], *, computed: bool = False) -> None:
+    def __init__(
+        self, ids: Sequence[str], titles: Sequence[str | None], name: str = "", *, computed: bool = False
+    ) -> None:
         """Encode items by their *ids* and *titles*.
 
-        *computed* scores are rounded to SCORE_DIGITS, and items with a score of 0 are marked as fillers.
+        *computed* scores are rounded to SCORE_DIGITS, and items with a score of 0 are marked as fillers. A release may
+        have several lists for each user; *name* is empty for the default one.
         """
+        self._name = name
         self._computed = computed
         self._of_items = {"id": _members("id", ids), "title": _members("title", titles)}
 
@@ -94,11 +112,19 @@ class ListEncoder:
         members = [column.str.len_bytes().to_numpy() for column in self._of_items.values()]
         return np.asarray(np.sum(members, axis=0) + rest, dtype=np.float64)
 
-    def rows(self, kind: str, lists: RankedLists) -> list[Row]:
+    def batches(self, kind: str, lists: RankedLists) -> Iterator[list[Row]]:
+        """Yield one row per list of a *kind*, such as USER, in batches, as `rows`; empty lists have no row."""
+        prefix = prefix_of(kind, self._name)
+        has_items = lists.lengths > 0
+        present = RankedLists([*compress(lists.owners, has_items)], lists.lengths[has_items], lists.entries)
+        return (self.rows(prefix, batch) for batch in present.batches(LISTS_AT_ONCE))
+
+    def rows(self, prefix: str, lists: RankedLists) -> list[Row]:
         """Return one row per list, as in `hotplate.stores.encoding`; StoreMisused if a score is not finite."""
         new = tuple.__new__  # faster than Row(key, value)
         return [
-            new(Row, (kind + owner, body)) for owner, body in zip(lists.owners, self._encode_bodies(lists), strict=True)
+            new(Row, (prefix + owner, body))
+            for owner, body in zip(lists.owners, self._encode_bodies(lists), strict=True)
         ]
 
     def _encode_bodies(self, lists: RankedLists) -> list[bytes]:

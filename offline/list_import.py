@@ -29,7 +29,7 @@ from hotplate.offline.input.tables import ROW, open_tables
 from hotplate.offline.list_encoder import POPULAR_LENGTH, ROW_BYTES, ListEncoder, RankedLists, check_length
 from hotplate.offline.measurement import Items, Observe, ignore
 from hotplate.offline.options import Format
-from hotplate.stores.encoding import ITEM, OVERALL, POPULAR, USER, prefix_of
+from hotplate.stores.encoding import ITEM, OVERALL, POPULAR, USER
 from hotplate.stores.manifest import MAX_POPULAR_LISTS
 from hotplate.stores.origin import OriginRecord
 from hotplate.stores.store import Plan, Row
@@ -45,7 +45,6 @@ _SAMPLED_OWNERS = 200_000
 # Columns beside those of entries.
 _PARTITION = "\0partition"
 _RANK = "\0rank"
-_BATCH = 4096
 # The roles of the columns of owners and items, by the kind of lists.
 _OWNERS_AND_ITEMS = {"lists": ("user", "item"), "similar": ("item", "other"), "popular": ("segment", "item")}
 
@@ -181,7 +180,6 @@ class ImportedLists:
     def __init__(self, settings: ImportSettings, folder: Path, on_progress: "OnStage", name: str = "") -> None:
         """Read and sort all files, which takes most of an import's time; raises DataError."""
         self._settings = settings
-        self._name = name
         numbers = ItemNumbers()
         length = settings.length
 
@@ -200,15 +198,13 @@ class ImportedLists:
 
         rows = [kind.rows for kind in scored.values()]
         self.rows = sum(kind.total for kind in rows)
-        left_out = sum((Counter(kind.left_out) for kind in rows), Counter[str]())
-        left_out["named twice"] = sum(kind.duplicates for kind in (self._users, self._similar, popular))
-        self.left_out = dict(+left_out)  # without zeros
+        self.left_out = _count_left_out(rows, self._users.duplicates + self._similar.duplicates + popular.duplicates)
         self._notes = [note for kind in rows for note in kind.notes]
         self._fingerprint = sources.fingerprint
 
         self._items = numbers.ids()
         self._catalogue = len(titles.keys() | set(self._items))
-        self._encoder = ListEncoder(self._items.to_list(), [titles.get(item) for item in self._items])
+        self._encoder = ListEncoder(self._items.to_list(), [titles.get(item) for item in self._items], name)
         self._attributes = read_attributes(settings.attributes, settings.attribute_kinds, settings.shown)
 
     def plan(self) -> Plan:
@@ -255,20 +251,24 @@ class ImportedLists:
         *observe* is called with the lists of users, to measure them: ids, item numbers and lengths.
         """
         for lists in self._similar.read():
-            yield from self._rows(ITEM, lists)
+            yield from self._encoder.batches(ITEM, lists)
 
-        yield from self._rows(POPULAR, self._popular_lists)
+        yield from self._encoder.batches(POPULAR, self._popular_lists)
 
         for lists in self._users.read():
             observe(lists.owners, lists.items, lists.lengths)
-            yield from self._rows(USER, lists)
+            yield from self._encoder.batches(USER, lists)
 
         yield from ([row] for row in self._attributes.rows)
 
-    def _rows(self, kind: str, lists: RankedLists) -> Iterator[list[Row]]:
-        """Yield the rows of lists of a *kind* of key, in batches."""
-        prefix = prefix_of(kind, self._name)
-        return (self._encoder.rows(prefix, batch) for batch in lists.batches(_BATCH))
+
+def _count_left_out(rows: Sequence[Rows], duplicates: int) -> dict[str, int]:
+    """Return the number of rows left out by reason, without zeros, of the files of all kinds."""
+    counts = Counter[str]()
+    for kind in rows:
+        counts.update(kind.left_out)
+    counts["named twice"] = duplicates
+    return dict(+counts)
 
 
 def read_scored(

@@ -9,19 +9,17 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
-import polars as pl
 
 from hotplate.offline.attributes import Attributes, read_attributes
 from hotplate.offline.errors import DataError, SettingError
 from hotplate.offline.evaluate.evaluation import evaluate_as_published
 from hotplate.offline.evaluate.records import EvaluationRecord
 from hotplate.offline.input.files import DataSource, check_source
-from hotplate.offline.input.pairs import Indices
-from hotplate.offline.list_encoder import ROW_BYTES, ListEncoder, RankedLists, check_length
+from hotplate.offline.input.pairs import Indices, row_slices
+from hotplate.offline.list_encoder import LISTS_AT_ONCE, ROW_BYTES, ListEncoder, RankedLists, check_length
 from hotplate.offline.measurement import Items, Observe, ignore
 from hotplate.offline.model import Model, Users
 from hotplate.offline.model_folder import load
@@ -33,12 +31,11 @@ from hotplate.offline.train.blend import factors_of
 from hotplate.offline.train.engine import engine_of
 from hotplate.offline.train.popularity import Popular, Popularity
 from hotplate.offline.train.ranking import Ranked, RecentWeights
-from hotplate.stores.encoding import ITEM, OVERALL, POPULAR, USER, prefix_of, significant
+from hotplate.stores.encoding import ITEM, OVERALL, POPULAR, USER, significant
 from hotplate.stores.factors import FORMAT, PIECE_BYTES, PLAIN_FORMAT, Description, ItemEntry, description_row, pieces
 from hotplate.stores.origin import OriginRecord
 from hotplate.stores.store import Plan, Row
 
-_BATCH = 4096
 # A smaller share may be an incomplete file.
 LEAST_AVAILABLE = 0.5
 # A trained model, or its folder.
@@ -83,7 +80,6 @@ class ListSettings:
 class ModelLists:
     """A ListSource of one model.
 
-    name         of a named list, empty for the default one
     evaluation   of these lists, None if unknown
     titles       by item number
     ranked       the lists under the rules
@@ -93,7 +89,6 @@ class ModelLists:
 
     model: Model
     settings: ListSettings
-    name: str
     evaluation: EvaluationRecord | None
     titles: Sequence[str | None]
     encoder: ListEncoder
@@ -120,10 +115,9 @@ class ModelLists:
         lists = cls(
             model=model,
             settings=settings,
-            name=name,
             evaluation=model.evaluation,
             titles=titles,
-            encoder=ListEncoder(ids, titles, computed=True),
+            encoder=ListEncoder(ids, titles, name, computed=True),
             ranked=ranked,
             top=ranked.popular(),
             attributes=read_attributes(settings.attributes, settings.attribute_kinds, settings.shown),
@@ -202,25 +196,21 @@ class ModelLists:
     def batches(self, observe: Observe = ignore) -> Iterator[list[Row]]:
         """See `ListSource`."""
         yield from self.similar(0, len(self.model.matrix.item_ids))
-        yield self.popular()
+        yield from self.popular()
         yield from self.personal(observe)
         yield from self.meta()
 
     def similar(self, start: int, stop: int) -> Iterator[list[Row]]:
         """Yield the rows of similar items from *start* to *stop*."""
         for batch in _batches(start, stop):
-            yield from self._list_rows(ITEM, self.model.matrix.item_ids, batch, self.ranked.similar(batch))
+            items = [self.model.matrix.item_ids[item] for item in batch.tolist()]
+            yield from self.encoder.batches(ITEM, RankedLists.of(items, self.ranked.similar(batch)))
 
-    def popular(self) -> list[Row]:
-        """Return the rows of the popular lists: the overall one, and those of segments (groups of users)."""
-        segments = sorted(self.top)
-        top = [self.top[segment] for segment in segments]
-        lists = RankedLists(
-            owners=segments,
-            lengths=np.array([len(popular.items) for popular in top]),
-            entries=pl.concat(_entries(popular.items, popular.scores) for popular in top),
-        )
-        return self.encoder.rows(prefix_of(POPULAR, self.name), lists)
+    def popular(self) -> Iterator[list[Row]]:
+        """Yield the rows of the popular lists: the overall one, and those of segments (groups of users)."""
+        for segment, popular in sorted(self.top.items()):
+            ranked = Ranked(popular.items[np.newaxis], popular.scores[np.newaxis])
+            yield from self.encoder.batches(POPULAR, RankedLists.of([segment], ranked))
 
     def personal(self, observe: Observe = ignore) -> Iterator[list[Row]]:
         """Yield the rows of users in order; *observe* gets the lists of each batch, to measure them.
@@ -230,17 +220,17 @@ class ModelLists:
         """
         user_ids = self.model.matrix.user_ids
         for batch in _batches(0, len(user_ids)):
-            lists = self.ranked.personal(batch)
-            items = lists.items
-            is_listed = items >= 0  # -1 stands after the end of a list
-            lengths = is_listed.sum(axis=1, dtype=np.int32)
-            observe([user_ids[user] for user in batch.tolist()], items[is_listed], lengths)
+            ranked = self.ranked.personal(batch)
+            users = [user_ids[user] for user in batch.tolist()]
+            lists = RankedLists.of(users, ranked)
+            observe(users, lists.items, lists.lengths)
 
             # A list that equals the popular one is made empty, as empty lists have no row.
-            head = self.top[OVERALL].items[: items.shape[1]]
-            if isinstance(self.model.ranker, Popularity) and len(head) == items.shape[1]:
-                items[(items == head).all(axis=1)] = -1
-            yield from self._list_rows(USER, user_ids, batch, lists)
+            head = self.top[OVERALL].items[: ranked.items.shape[1]]
+            if isinstance(self.model.ranker, Popularity) and len(head) == ranked.items.shape[1]:
+                ranked.items[(ranked.items == head).all(axis=1)] = -1
+                lists = RankedLists.of(users, ranked)
+            yield from self.encoder.batches(USER, lists)
 
     def meta(self) -> Iterator[list[Row]]:
         """Yield the `meta` rows, one in each batch: item attributes, and with `fold_in` the item factors of the model.
@@ -299,27 +289,6 @@ class ModelLists:
         model = self.model.with_users(users)
         return replace(self, model=model, ranked=self.ranked.for_users(model, users))
 
-    def _list_rows(self, kind: str, ids: list[str], batch: Indices, ranked: Ranked) -> Iterator[list[Row]]:
-        """Yield the rows of the lists *ranked* [lists, length] in batches; empty lists have no row.
-
-        The lists are of the users or items (*kind* is USER or ITEM) with the numbers *batch*; *ids* are all ids of the
-        kind. -1 stands after the end of a list.
-        """
-        present = ranked.items >= 0
-        lengths = present.sum(axis=1)
-        lists = RankedLists(
-            owners=[ids[number] for number in batch[lengths > 0].tolist()],
-            lengths=lengths[lengths > 0],
-            entries=_entries(ranked.items[present], ranked.scores[present]),
-        )
-        prefix = prefix_of(kind, self.name)
-        return (self.encoder.rows(prefix, part) for part in lists.batches(_BATCH))
-
-
-def _entries(items: Indices, scores: npt.NDArray[np.floating[Any]]) -> pl.DataFrame:
-    """Return the entries of `RankedLists`."""
-    return pl.DataFrame({"item": items, "score": scores.astype(np.float64)})
-
 
 def load_lists(models: Mapping[str, AnyModel], settings: Mapping[str, ListSettings]) -> dict[str, ModelLists]:
     """Return the lists of *models* by name, the first as the default list; a folder of several lists is loaded once.
@@ -342,8 +311,8 @@ def load_lists(models: Mapping[str, AnyModel], settings: Mapping[str, ListSettin
 
 def _batches(start: int, stop: int) -> Iterator[Indices]:
     """Yield the numbers from *start* to *stop* in batches."""
-    for first in range(start, stop, _BATCH):
-        yield np.arange(first, min(first + _BATCH, stop), dtype=np.int32)
+    numbers = np.arange(start, stop, dtype=np.int32)
+    return (numbers[rows] for rows in row_slices(len(numbers), LISTS_AT_ONCE))
 
 
 class Block(NamedTuple):

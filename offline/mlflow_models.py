@@ -200,7 +200,7 @@ def _metrics(description: Description) -> dict[str, float]:
     }
     evaluation = description.evaluation
     if evaluation is not None:
-        metrics |= {metric.name: metric.value for metric in measured(evaluation.model)}
+        metrics |= measured(evaluation.model)
     return metrics
 
 

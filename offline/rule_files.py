@@ -55,8 +55,11 @@ def _read_items(path: Path, *, may_be_empty: bool = True) -> list[str]:
         for file in files:
             lines += file.path.read_text("utf-8-sig").splitlines()
 
-    stripped = [line.strip() for line in lines]
-    return [*filter(None, stripped)]
+    stripped = [*filter(None, map(str.strip, lines))]
+    first = re.split(r"[,;\t|]", stripped[0]) if stripped else []
+    if len(first) > 1 and usual_column("item", first) is not None:
+        raise DataError(f"{named_paths([path])} has several columns; let its name end in .csv, or write an id a line.")
+    return stripped
 
 
 def _read_available(path: Path) -> list[str]:
@@ -91,6 +94,8 @@ def _read_categories(path: Path) -> dict[str, tuple[str, ...]]:
     for item, text in read_roles_of(path, ["item", "category"]).drop_nulls().iter_rows():
         if names := parse(text):
             categories[item] = categories.get(item, ()) + names
+    if not categories:
+        raise DataError(f"{named_paths([path])} has no item with a category.")
     return categories
 
 

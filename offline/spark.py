@@ -69,7 +69,7 @@ class SparkLists(PartedSource):
 
     def own_rows(self) -> Iterator[list[Row]]:
         """See `PartedSource`."""
-        yield self._lists.popular()
+        yield from self._lists.popular()
         yield from self._lists.meta()
 
     def sample_rows(self) -> list[Row]:

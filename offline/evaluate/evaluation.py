@@ -34,8 +34,8 @@ from hotplate.offline.train.item_based import NeighbourParams
 from hotplate.offline.train.popularity import (
     Popularity,
     PopularityParams,
+    chosen_items,
     most_popular,
-    order_by_popularity,
     recent_popularity,
 )
 from hotplate.offline.train.ranking import ScoresOfUsers
@@ -273,8 +273,7 @@ def recommend_all(ranker: Ranker | ScoresOfUsers, parts: Parts, k: int, populari
     """
     ranked = popularity.fill(parts.seen, parts.tested, ranker.recommend(parts.seen, parts.tested, k))
     lists = lists_of_tested(parts, k, ranked.items)
-    popular_items = order_by_popularity(popularity.counts)[: np.count_nonzero(popularity.counts)]
-    return EvaluatedLists(lists, fill_empty_lists(lists, popular_items))
+    return EvaluatedLists(lists, fill_empty_lists(lists, chosen_items(popularity.counts)))
 
 
 def evaluate_as_published(

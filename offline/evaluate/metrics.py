@@ -1,8 +1,8 @@
 """Metrics of lists and of predicted ratings, with 95 % intervals."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -79,23 +79,9 @@ class RatingMetrics:
 RANKING = tuple(field.name for field in fields(RankingMetrics) if field.type is float)
 
 
-class MeasuredMetric(NamedTuple):
-    """One metric for a table; *low* and *high* are its 95 % interval, None if it is unknown."""
-
-    name: str
-    value: float
-    low: float | None
-    high: float | None
-
-
-def measured(metrics: RankingMetrics | RatingMetrics) -> Iterator[MeasuredMetric]:
-    """Yield the metrics that were measured, without counts."""
-    intervals = metrics.intervals if isinstance(metrics, RankingMetrics) else {}
-    for metric in fields(metrics):
-        value = getattr(metrics, metric.name)
-        if isinstance(value, float):
-            low, high = intervals.get(metric.name, (None, None))
-            yield MeasuredMetric(metric.name, value, low, high)
+def measured(metrics: RankingMetrics | RatingMetrics) -> dict[str, float]:
+    """Return the metrics that were measured by name, without counts."""
+    return {name: value for name, value in asdict(metrics).items() if isinstance(value, float)}
 
 
 def with_interval(value: float, around: MetricInterval | None) -> str:

@@ -35,10 +35,9 @@ _METHOD_NOTE = (
 )
 _TABLES_NOTE = "From the least to the most active user; histories begin with the latest or the heaviest interaction."
 _NOT_EVALUATED = "It is not known how good this model is: it was trained without an evaluation."
-_NO_INTERVAL = "no interval is known, as it takes two users"
 THESE_LISTS = "these lists"
 PERSONAL_ONLY = ", personal lists only"
-_POPULARITIES = frozenset({"popularity", "recent popularity"})
+_POPULARITIES = {"popularity": "the most popular items", "recent popularity": "what is popular now"}
 # Facts of a model that are shown elsewhere, or only about files.
 _SHOWN_ELSEWHERE = frozenset({"metrics", "tuning", "files", "format", "data"})
 
@@ -113,7 +112,7 @@ def answer_in_words(record: EvaluationRecord, lists: str = "The lists") -> str:
     served = record.as_served
     name = name_of(record.engine, record.params)
     if record.engine == "popularity":
-        lists = f"Everybody gets {_in_words(name)} ({name}); these lists"
+        lists = f"Everybody gets {_POPULARITIES[name]} ({name}); these lists"
     users = format_count(served.users, "user")
     hits = f"Of {users}, {100 * served.hit_rate:.0f} % chose an item of their list of {served.k} in the test"
     better = better_popularity(record)
@@ -125,27 +124,13 @@ def answer_in_words(record: EvaluationRecord, lists: str = "The lists") -> str:
 
     popularity_name, baseline = better
     popular = baseline.as_served
+    of_popular = f"{popularity_name}, {_POPULARITIES[popularity_name]}"
+    difference = difference_in_words(of_popular, baseline.model_leads_by, popular.ndcg)
     return (
-        f"{lists} are {_comparison_in_words(baseline)} {_in_words(popularity_name)} ({popularity_name}): "
-        f"nDCG@{served.k} {served.ndcg:.3f} against {popular.ndcg:.3f}. {_groups_in_words(record, *better)}{hits} "
-        f"({100 * popular.hit_rate:.0f} % with {popularity_name}). {_spread_in_words(record.model, *better)}"
+        f"{lists} are {difference}: nDCG@{served.k} {served.ndcg:.3f} against {popular.ndcg:.3f}. "
+        f"{_groups_in_words(record, *better)}{hits} ({100 * popular.hit_rate:.0f} % with {popularity_name}). "
+        f"{_spread_in_words(record.model, *better)}"
     )
-
-
-def _comparison_in_words(baseline: BaselineRecord) -> str:
-    """Return how the model compares with a baseline, as `4 % better (95 %: 2 to 6 %) than`."""
-    lead = baseline.model_leads_by
-    popular_ndcg = baseline.as_served.ndcg
-    if lead.verdict == "equal":
-        return "as good for every user as"
-    comparison = "not proven better" if lead.verdict == "cannot tell" else lead.verdict
-    if not popular_ndcg or lead.interval is None:
-        return f"{comparison} than"
-    low, high = (100 * bound / popular_ndcg for bound in lead.interval)
-    if lead.verdict == "cannot tell":
-        return f"{comparison} (95 %: {low:+.0f} to {high:+.0f} %) than"
-    least, most = sorted((abs(low), abs(high)))
-    return f"{100 * abs(lead.ndcg) / popular_ndcg:.0f} % {comparison} (95 %: {least:.0f} to {most:.0f} %) than"
 
 
 def better_popularity(record: EvaluationRecord) -> tuple[str, BaselineRecord] | None:
@@ -204,10 +189,6 @@ def _spread_in_words(lists: ListMetrics, popularity_name: str, popular: ListMetr
     )
 
 
-def _in_words(name: str) -> str:
-    return "what is popular now" if name == "recent popularity" else "the most popular items"
-
-
 def metric_rows(record: EvaluationRecord) -> Iterator[Row]:
     """Yield the metrics of the lists and of each baseline, with intervals."""
     model = replace(record.model, intervals=record.intervals)
@@ -220,24 +201,29 @@ def certainty(record: EvaluationRecord) -> str:
     """Return the 95 % interval of the lists' nDCG as served, and the lead over each baseline with its interval."""
     interval = record.as_served.intervals.get("ndcg")
     if interval is None:
-        return _NO_INTERVAL
+        return "no interval is known, as it takes two users"
     low, high = interval
     parts = [f"{low:.4f} to {high:.4f} (95 %, over users)"]
     parts += [difference_in_words(name, baseline.model_leads_by) for name, baseline in _baselines(record)]
     return "; ".join(parts)
 
 
-def difference_in_words(name: str, lead: Lead) -> str:
-    """Return the lead over the baseline *name* in words: `0.0123 better than popularity (0.0100 to 0.0150)`."""
-    if lead.interval is None:
-        return _NO_INTERVAL
-    low, high = lead.interval
+def difference_in_words(name: str, lead: Lead, baseline_ndcg: float = 0.0) -> str:
+    """Return the lead over the baseline *name* in words: `0.0123 better than popularity (95 %: 0.0100 to 0.0150)`.
+
+    With the nDCG of the baseline, it is in percent of that: `4 % better than popularity (95 %: 2 to 6 %)`.
+    """
     if lead.verdict == "equal":
-        return f"for every user as {name}"
+        return f"as good as {name} for every user"
+    if lead.interval is None:
+        return f"not proven better or worse than {name}"
+    scale, digits, unit = (100 / baseline_ndcg, 0, " %") if baseline_ndcg else (1.0, 4, "")
+    low, high = (scale * bound for bound in lead.interval)
     if lead.verdict == "cannot tell":
-        return f"no difference proven from {name} ({low:+.4f} to {high:+.4f})"
+        return f"not proven better or worse than {name} (95 %: {low:+.{digits}f} to {high:+.{digits}f}{unit})"
     least, most = sorted((abs(low), abs(high)))
-    return f"{abs(lead.ndcg):.4f} {lead.verdict} than {name} ({least:.4f} to {most:.4f})"
+    lead_in_words = f"{scale * abs(lead.ndcg):.{digits}f}{unit} {lead.verdict} than {name}"
+    return f"{lead_in_words} (95 %: {least:.{digits}f} to {most:.{digits}f}{unit})"
 
 
 def warnings_of(record: EvaluationRecord) -> Iterator[str]:
@@ -317,25 +303,31 @@ def findings_in_words(record: EvaluationRecord) -> Iterator[tuple[str, str]]:
         yield "variety", variety
 
 
+def evaluation_report(kind: str, record: EvaluationRecord, lists: str = "The lists") -> Report:
+    """Return the report of an evaluation of *lists*: how good they are, their metrics, and findings."""
+    rows = tuple(metric_rows(record))
+    return Report(
+        kind=kind,
+        sentence=answer_in_words(record, lists),
+        rows=rows,
+        columns=columns_of(rows, record.k),
+        origins=dict(findings_in_words(record)),
+    )
+
+
 def quality_report(model: Model) -> Report:
     """Return a report of a model: how good its lists are, its parameters, and the findings of its evaluation.
 
     Without an evaluation, it has no metrics.
     """
-    report = Report(kind="train", sentence=_NOT_EVALUATED, origins={"model": described(model.params)})
     record = model.evaluation
+    report = Report(kind="train", sentence=_NOT_EVALUATED)
     if record is not None:
-        rows = tuple(metric_rows(record))
-        report = replace(
-            report,
-            sentence=answer_in_words(record),
-            rows=rows,
-            columns=columns_of(rows, record.k),
-            origins={**report.origins, **dict(findings_in_words(record))},
-        )
+        report = evaluation_report("train", record)
+    origins = {"model": described(model.params), **report.origins}
     if model.search is not None and model.search.repeats is not None:
-        return replace(report, origins={**report.origins, "repeats": repeats_in_words(model.search.repeats)})
-    return report
+        origins["repeats"] = repeats_in_words(model.search.repeats)
+    return replace(report, origins=origins)
 
 
 def model_report(path: Path) -> Report:

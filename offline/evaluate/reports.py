@@ -14,10 +14,10 @@ from scipy.sparse import csr_matrix
 from hotplate.base.report import Report, Row, format_count, rounded
 from hotplate.offline.errors import DataError, SettingError
 from hotplate.offline.evaluate.evaluation import (
-    EngineResult,
     EvaluatedLists,
     baseline_record,
     measure_lists,
+    popularity_of,
     recommend_all,
     record_of,
 )
@@ -29,18 +29,17 @@ from hotplate.offline.evaluate.metrics import (
     measured,
 )
 from hotplate.offline.evaluate.model_report import (
-    answer_in_words,
     columns_of,
-    findings_in_words,
-    metric_rows,
+    difference_in_words,
+    evaluation_report,
     rows_of,
 )
-from hotplate.offline.evaluate.records import EvaluationRecord, Lead
+from hotplate.offline.evaluate.records import BaselineRecord, EvaluationRecord, Lead
 from hotplate.offline.evaluate.splits import Parts, rank_in_groups
 from hotplate.offline.input.faults import data_errors
 from hotplate.offline.input.files import DataSource, input_files, named_paths
 from hotplate.offline.input.matrix import Matrix, to_matrix
-from hotplate.offline.input.pairs import Indices, UserItems, has_items, items_per_user, no_items, users_per_item
+from hotplate.offline.input.pairs import Indices, UserItems, has_items, items_per_user, no_items
 from hotplate.offline.input.rows import read_roles, with_found_header
 from hotplate.offline.input.tables import open_tables
 from hotplate.offline.list_encoder import check_length
@@ -48,7 +47,7 @@ from hotplate.offline.list_import import read_scored
 from hotplate.offline.measurement import read_lists
 from hotplate.offline.model import Model
 from hotplate.offline.options import Format
-from hotplate.offline.train.popularity import Popularity, order_by_popularity
+from hotplate.offline.train.popularity import Popularity, PopularityParams, chosen_items
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.compression import load_decode
 from hotplate.stores.encoding import OVERALL, POPULAR, USER
@@ -228,17 +227,14 @@ class Evaluator:
         """
         learnt = self._learnt_in_words(candidate)
         record = self._measure(candidate)
-        answer = answer_in_words(record, f"The lists of {candidate.origin}")
         rating = self._measure_scores(candidate)
-        rows = tuple(metric_rows(record))
-        origins = dict(findings_in_words(record))
+        report = evaluation_report(f"evaluate {candidate.origin}", record, f"The lists of {candidate.origin}")
+        origins = dict(report.origins)
         if rating is not None:
-            origins["ratings"] = ", ".join(f"{metric.name} {rounded(metric.value, 3)}" for metric in measured(rating))
-        return Report(
-            kind=f"evaluate {candidate.origin}",
-            sentence=" ".join([answer, *learnt]),
-            rows=rows,
-            columns=columns_of(rows, self._k),
+            origins["ratings"] = ", ".join(f"{name} {rounded(value, 3)}" for name, value in measured(rating).items())
+        return replace(
+            report,
+            sentence=" ".join([report.sentence, *learnt]),
             origins=origins,
             notes=tuple(self._notes(candidate)),
             extra={**record.to_json(), "origin": candidate.origin, "rating": rating and asdict(rating)},
@@ -298,34 +294,27 @@ class Evaluator:
         history = self._history
         known = csr_matrix(self._test.shape, dtype=np.float32) if history is None else history
         parts = Parts.of(known, self._test, repeats=True)
+        popularity = popularity_of(parts, PopularityParams())
+        popular_items = chosen_items(popularity.counts)
+        if candidate.popular is not None:
+            popular_items = _numbers_of_ids(candidate.popular, self._items)
 
         lists = self._item_numbers(candidate)
-        popular_items = self._popular_items(candidate)
         served = fill_empty_lists(lists, popular_items)
         result = measure_lists(EvaluatedLists(lists, served), self._test, history)
-        baseline = self._measure_popularity(parts, popular_items)
-        baselines = {} if baseline is None else {"popularity": baseline_record(baseline, {}, result)}
+
+        baselines = dict[str, BaselineRecord]()
+        if len(popular_items):
+            popular = self._popular_lists(parts, popularity, popular_items)
+            baselines["popularity"] = baseline_record(measure_lists(popular, self._test, history), {}, result)
         return record_of(parts, "lists", {}, result, baselines)
 
-    def _popular_items(self, candidate: Candidate) -> Indices:
-        """Return the items served to users without a list; none if neither the candidate nor the history has any."""
-        if candidate.popular is not None:
-            return _numbers_of_ids(candidate.popular, self._items)
-        if self._history is None:
-            return np.zeros(0, dtype=np.int32)
-        counts = users_per_item(self._history)
-        return order_by_popularity(counts)[: np.count_nonzero(counts)]
-
-    def _measure_popularity(self, parts: Parts, popular_items: Indices) -> EngineResult | None:
-        """Measure popular items of the history that users do not have, else *popular_items*; None without any."""
+    def _popular_lists(self, parts: Parts, popularity: Popularity, popular_items: Indices) -> EvaluatedLists:
+        """Return lists of popular items that the user does not have; of *popular_items* for all without a history."""
         if self._history is not None:
-            popularity = Popularity(users_per_item(self._history).astype(np.float32))
-            lists = recommend_all(popularity, parts, self._k, popularity)
-            return measure_lists(lists, self._test, self._history)
-        if not len(popular_items):
-            return None
+            return recommend_all(popularity, parts, self._k, popularity)
         popular = fill_empty_lists(no_items(self._test.shape[0], self._k), popular_items)
-        return measure_lists(EvaluatedLists(popular, popular), self._test, None)
+        return EvaluatedLists(popular, popular)
 
     def compare(self, first: Candidate, second: Candidate) -> Report:
         """Return a report on the metrics of two candidates, A and B, with the 95 % intervals of their differences.
@@ -348,17 +337,7 @@ class Evaluator:
             rows += rows_of(subject, users.metrics, None, self._k)
 
         lead = Lead.of(apart.values["ndcg"])
-        answers = {
-            "better": f"{second.origin} is better than {first.origin}",
-            "worse": f"{second.origin} is worse than {first.origin}",
-            "equal": f"{second.origin} is as good as {first.origin} for every user",
-            "cannot tell": f"cannot tell whether {second.origin} is better than {first.origin}",
-        }
-        sentence = answers[lead.verdict]
-        if lead.interval is not None and lead.verdict != "equal":
-            low, high = lead.interval
-            sentence += f": nDCG@{self._k} {lead.ndcg:+.4f} (95 %: {low:+.4f} to {high:+.4f})"
-
+        sentence = f"{second.origin} is {difference_in_words(first.origin, lead)} by nDCG@{self._k}"
         return Report(
             kind=f"evaluate compare {first.origin} {second.origin}",
             sentence=" ".join([f"{sentence}.", self._common_in_words(served_by_first, served_by_second), *learnt]),

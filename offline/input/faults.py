@@ -32,6 +32,8 @@ _TEXT_HEADS = {
     rb"ORC": "is ORC; write it as Parquet",
     rb"Obj\x01": "is Avro; write it as Parquet",
     rb"ARROW1": "is Arrow; write it as Parquet",
+    rb"BZh|\xfd7zXZ|\x1f\x8b|\x28\xb5\x2f\xfd": "is of bzip2 or xz, or compressed twice; compress it once by gzip",
+    rb"%PDF|\x89PNG|\xff\xd8\xff": "is a PDF or an image; export the table as CSV",
     rb"SQLite format 3": "is a SQLite database; export its table as CSV",
     rb"\xff\xfe|\xfe\xff": _UTF_16.format(encoding="UTF-16"),
     # Without a mark: two ASCII characters with their NUL bytes.

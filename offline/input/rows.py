@@ -105,6 +105,7 @@ def _is_long(value: pl.Expr, _: pl.DataType) -> pl.Expr:
 
 _ROUNDED = Fault("is a rounded number", ", so different ids may have become one; write ids as whole numbers or texts")
 _NESTED = Fault("is an array or an object; write one id, as a text or a number")
+_NO_OBJECT = Fault("is not a JSON object", " (write null for NaN and Infinity)", r".*:\s*-?(NaN|Infinity)\b")
 _NO_NUMBER = Fault("is not a finite number", " (write a decimal point)", DECIMAL_COMMA)
 _NO_TIME = Fault("is not a time as {layout}")
 _NO_STOCK = Fault("is neither a number nor true or false")
@@ -170,7 +171,7 @@ class RowSchema:
     def __post_init__(self) -> None:
         """Malformed rows are bad."""
         self.values[EXTRA] = pl.col(EXTRA)
-        fault = Fault("is not a JSON object" if self.table.is_json else "stands after the last field")
+        fault = _NO_OBJECT if self.table.is_json else Fault("stands after the last field")
         self.checks["malformed row"] = Check(pl.col(EXTRA).is_not_null(), fault, EXTRA)
 
     @classmethod

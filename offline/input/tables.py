@@ -40,6 +40,7 @@ _FIELD = r'(?:"(?:[^"]|"")*"|[^"\t]*)'
 # Surrogate pairs (and escaped backslashes), and escapes that remain without them; numbers that may be from 2**53 on.
 _WHOLE_PAIR = r"\\\\|\\u[dD][89abAB]..\\u[dD][c-fC-F].."
 _HALF_PAIR = r"\\u[dD][89a-fA-F]"
+_JSON_OBJECT = r"^[\ufeff\s]*(\{|$)"
 _LARGE_FLOAT = r":\s*-?(\d{16,}\.|[\d.]+[eE]\+?\d)"
 _QUOTED_LINE_PATTERN = rf"^\ufeff?{_FIELD}(?:\t{_FIELD})*\r?$"
 
@@ -199,26 +200,32 @@ def _scan_file(file: DataFile, form: Format) -> Table:
     has one, and is skipped. *form* says how CSV is written.
     """
     if file.kind == "parquet":
-        frame = pl.scan_parquet(file.path, glob=False, row_index_name=ROW)
-        # A column without any value has no type. Categories, as of pandas, are texts.
-        frame = frame.with_columns((cs.by_dtype(pl.Null) | cs.categorical() | cs.enum()).cast(pl.String))
-        return Table(file, _decode_binary_columns(frame), form)
+        return Table(file, _scan_parquet(file), form)
 
-    # The first two lines, empty texts if there are fewer.
-    head = pl.scan_lines(file.path, glob=False).head(2).collect().to_series()
-    first, second = [*head, "", ""][:2]
+    # The first two lines that are not blank, and their indices; fewer in a short file.
+    lines = pl.scan_lines(file.path, glob=False, row_index_name=ROW)
+    head = lines.filter(pl.col("line").str.strip_chars() != "").head(2).collect()
+    first, second = [*head.get_column("line"), "", ""][:2]
+    first_row, second_row = [*head.get_column(ROW), 0, 0][:2]
     first = first.removeprefix("\ufeff")
     if first.lstrip().startswith("{"):
         return Table(file, _scan_json(file), form, is_json=True)
 
     separator_line = SEPARATOR_LINE.match(first)
     if separator_line is None:
-        return _scan_csv(file, form, first)
+        return _scan_csv(file, form, first, skipped=first_row)
     form = replace(form, delimiter=form.delimiter or separator_line[1])
-    return _scan_csv(file, form, second, skipped=1)
+    return _scan_csv(file, form, second, skipped=second_row)
 
 
-def _scan_csv(file: DataFile, form: Format, first: str, skipped: int = 0) -> Table:
+def _scan_parquet(file: DataFile) -> pl.LazyFrame:
+    frame = pl.scan_parquet(file.path, glob=False, row_index_name=ROW)
+    # A column without any value has no type. Categories, as of pandas, are texts.
+    frame = frame.with_columns((cs.by_dtype(pl.Null) | cs.categorical() | cs.enum()).cast(pl.String))
+    return _decode_binary_columns(frame)
+
+
+def _scan_csv(file: DataFile, form: Format, first: str, skipped: int) -> Table:
     """Scan a CSV file, with all columns as texts.
 
     first    the text of the first line, a header or data
@@ -331,10 +338,10 @@ def _scan_json(file: DataFile) -> pl.LazyFrame:
     """
     lines = pl.scan_lines(file.path, glob=False)
     line = pl.col("line")
-    is_large = line.str.contains(_LARGE_FLOAT)
+    is_doubtful = line.str.contains(_LARGE_FLOAT) | ~line.str.contains(_JSON_OBJECT)
     has_half_pair = line.str.replace_all(_WHOLE_PAIR, "").str.contains(_HALF_PAIR)
     # The first filter is fast, and leaves few lines for the second.
-    doubtful = lines.filter(is_large | line.str.contains(_HALF_PAIR)).filter(is_large | has_half_pair)
+    doubtful = lines.filter(is_doubtful | line.str.contains(_HALF_PAIR)).filter(is_doubtful | has_half_pair)
     if doubtful.head(1).collect(engine="streaming").is_empty():
         path = escape(str(file.path))  # polars takes names with [, * and ? for patterns
         try:

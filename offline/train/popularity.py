@@ -120,8 +120,7 @@ class Popularity:
 
         require_at_least("The length of a list", n)
         listable_counts = self.counts if allowed is None else np.where(allowed, self.counts, 0)
-        listable_items = np.count_nonzero(listable_counts)
-        best_first = order_by_popularity(listable_counts)[:listable_items]
+        best_first = chosen_items(listable_counts)
 
         n = min(n, len(self.counts))
         lists = no_items(len(users), n)
@@ -199,6 +198,11 @@ def _first_items(best_first: Indices, rows: UserItems, n: int, *, keep_seen: boo
 def order_by_popularity(counts: npt.NDArray[Any]) -> Indices:
     """Return items by descending *counts* [items], ties by id."""
     return np.argsort(-counts, kind="stable").astype(np.int32)
+
+
+def chosen_items(counts: npt.NDArray[Any]) -> Indices:
+    """Return the items with *counts* [items] above 0, as `order_by_popularity`."""
+    return order_by_popularity(counts)[: np.count_nonzero(counts)]
 
 
 def most_popular(matrix: Matrix, n: int, half_life_days: float | None = None) -> Popular:

@@ -97,7 +97,7 @@ def test_import_interrupted_by_a_lost_store_is_resumed(tmp_path: Path, monkeypat
             raise StoreUnavailable("the disk went away")
         await put(self, draft, rows, part)
 
-    monkeypatch.setattr("hotplate.offline.list_import._BATCH", 100)
+    monkeypatch.setattr("hotplate.offline.list_encoder.LISTS_AT_ONCE", 100)
     monkeypatch.setattr(LmdbStore, "put", fail_or_put)
     failed(hotplate(*arguments), "The disk went away", "--resume 2")
     (entry,) = json_of("releases", "list", "--store", store)["releases"]

@@ -369,7 +369,7 @@ async def test_requested_short_lists_and_damaged_live_release_pass(
 
 
 async def test_resumed_publish_is_judged_by_all_its_lists(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hotplate.offline.lists._BATCH", 5)
+    monkeypatch.setattr("hotplate.offline.lists.LISTS_AT_ONCE", 5)
     store = MemoryStore()
     bounds = gates(users_with_lists=1, coverage=1, overlap=0.9)
     await publish_source(source(model()), store)

@@ -2,6 +2,7 @@
 
 import pickle
 from dataclasses import replace
+from itertools import chain
 
 import numpy as np
 import polars as pl
@@ -57,7 +58,7 @@ def test_blocks_make_the_same_rows_as_the_whole_model(rules: Rules, keep_seen: b
     assert len(blocks) == 4 + 5
     rows = [row for block in blocks for batch in rows_of(common, block) for row in batch]
     everything = [row for batch in lists.batches() for row in batch]
-    assert_same_lists(bodies_as_lists([*rows, *lists.popular()]), bodies_as_lists(everything))
+    assert_same_lists(bodies_as_lists([*rows, *chain.from_iterable(lists.popular())]), bodies_as_lists(everything))
 
 
 BLEND = BlendParams(ALSParams(factors=4), NeighbourParams(neighbours=5))
@@ -68,7 +69,9 @@ def test_other_engines_are_divided_into_blocks(params: Params) -> None:
     model = checkerboard_model(40)
     lists = ModelLists.of(replace(model, ranker=fit(model.matrix.user_items, params), params=params), ListSettings())
     rows = [row for block in blocks_of(lists) for batch in rows_of(shared(lists), block) for row in batch]
-    assert sorted([*rows, *lists.popular()]) == sorted(row for batch in lists.batches() for row in batch)
+    assert sorted([*rows, *chain.from_iterable(lists.popular())]) == sorted(
+        row for batch in lists.batches() for row in batch
+    )
 
 
 def test_lists_of_a_blend_hold_the_best_sums_over_its_engines() -> None:

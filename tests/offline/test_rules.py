@@ -387,6 +387,13 @@ def test_unusable_rule_files_are_reported(tmp_path: Path) -> None:
         read_rules(RuleFiles(categories=rows, max_per_category=1))
     with pytest.raises(DataError, match=r"gone\.txt"):
         read_rules(RuleFiles(available=tmp_path / "gone.txt"))
+    table = tmp_path / "blocked.txt"
+    table.write_text("item,reason\na,broken\n")
+    with pytest.raises(DataError, match=r"blocked\.txt has several columns; let its name end in \.csv"):
+        read_rules(RuleFiles(exclude=table))
+    rows.write_text("item,category\na,\n")
+    with pytest.raises(DataError, match=r"catalogue\.csv has no item with a category"):
+        read_rules(RuleFiles(categories=rows, max_per_category=1))
 
 
 def test_categories_of_arrays_among_texts_are_each_read(tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
 """Bad input gets one sentence that names the file, and the row and column if they are known."""
 
+import bz2
 import gzip
 import io
+import lzma
 import random
 import uuid
 from collections.abc import Callable
@@ -77,12 +79,23 @@ FILES: list[tuple[str, str | bytes, str]] = [
     ("a.json", '{"data": [{"user": 1, "item": 2}]}', "with the rows in 'data'; write one row a line: jq -c '.data[]'"),
     ("a.parquet", b"", "a.parquet is empty."),
     ("a.xlsx", b"PK", "a.xlsx is not of a known kind"),
+    ("a.csv", bz2.compress(GOOD.encode()), "a.csv is of bzip2 or xz, or compressed twice; compress it once by gzip"),
+    ("a.csv", lzma.compress(GOOD.encode()), "a.csv is of bzip2 or xz, or compressed twice"),
+    ("a.csv.gz", gzip.compress(gzip.compress(GOOD.encode())), "a.csv.gz is of bzip2 or xz, or compressed twice"),
+    ("a.csv", b"%PDF-1.7\n%\xe2\xe3\n", "a.csv is a PDF or an image; export the table as CSV"),
     ("a.csv", MISNAMED, "looks like the user; name it 'user' or give --user-column."),
     ("a.csv", MISNAMED, "Its columns are: custmer, product, plays."),
     ("a.csv", "user\na\n", "looks like the item"),
     ("a.csv", "user,item,user\na,b,c\n", "a.csv has the column 'user' of the user twice; rename one of them."),
     ("a.parquet", parquet(pl.DataFrame({"user": [["a"], ["b"]], "item": ["c", "d"]})), "The column 'user' of"),
     ("a.jsonl", '{"user": 1, "item": 2}\n[1, 2]\n', "a.jsonl, row 2: '[1, 2]' is not a JSON object"),
+    ("a.jsonl", '{"user": 1, "item": 2}\n5\n', "a.jsonl, row 2: '5' is not a JSON object."),
+    ("a.jsonl", '{"user": 1, "item": 2}\nnull\n', "a.jsonl, row 2: 'null' is not a JSON object."),
+    (
+        "a.jsonl",
+        '{"user": 1, "item": 2}\n{"user": 1, "item": NaN}\n',
+        "is not a JSON object (write null for NaN and Infinity).",
+    ),
     ("a.jsonl", "{'user': 1, 'item': 2}\n", "a.jsonl has no columns, and no JSON object such as"),
     ("a.jsonl", '{"user": [1], "item": 2}\n{"user": [2], "item": 3}\n', "The column 'user' of"),
     ("a.jsonl", '{"user": 1, "item": 2, "weight": "x"}\n{"user": 1, "item": 2}\n', "a.jsonl, row 1, column 'weight'"),

@@ -70,6 +70,15 @@ def test_json_lines_are_rows(name: str, tmp_path: Path) -> None:
     assert read.left_out == {"no user": 1, "no weight": 1}
 
 
+def test_blank_lines_before_the_first_row_are_skipped_and_counted(tmp_path: Path) -> None:
+    lines = '\n \n{"user": "u", "item": "a"}\n{"user": "v", "item": "b"}\n'
+    assert len(pairs_of(read_interactions(write(tmp_path / "a.jsonl", lines)))) == 2
+    for start in ("\n\n", "\nsep=;\n"):
+        path = write(tmp_path / "a.csv", f"{start}user;item;weight\nu;a;1\nv;b;x\n")
+        with pytest.raises(DataError, match="row 5, column 'weight': 'x' is not"):
+            read_interactions(path)
+
+
 def test_malformed_json_lines_are_skipped_and_shown(tmp_path: Path) -> None:
     lines = [f'{{"user": {at % 99}, "item": {at % 7}}}\n' for at in range(3000)]
     bad = ['{"user": 1, "item"', "", "[1, 2]", '{"user": "a\\ud83d", "item": 1}']
