@@ -3,7 +3,6 @@
 Inputs with a panel have a flag, others are set by `--set`.
 """
 
-import json
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
@@ -13,7 +12,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from hotplate.base.report import Report, from_json
+from hotplate.base.report import Report
 from hotplate.bench.errors import BenchMisused
 from hotplate.bench.figure_names import (
     AT_LEAST,
@@ -27,7 +26,7 @@ from hotplate.bench.figure_names import (
 from hotplate.bench.options import MAX_POPULAR, is_emulated, parse_number
 from hotplate.stores.cosmos.charges import SYSTEM_BYTES
 from hotplate.stores.cosmos.url import MANUAL_MIN, MANUAL_STEP, MAX_RU
-from hotplate.stores.errors import did_you_mean, reason_of
+from hotplate.stores.errors import did_you_mean
 
 if TYPE_CHECKING:
     from hotplate.stores.manifest import Manifest
@@ -307,26 +306,15 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise PlanMisused(f"{path} is not TOML: {error}") from error
 
 
-def read_report(path: Path) -> Report:
-    """Read a report of `hotplate bench`. Raises PlanMisused for an unsound report or another file."""
-    try:
-        report = from_json(json.loads(path.read_bytes()))
-    except OSError as error:
-        raise PlanMisused(f"--from-report: {path}: {error.strerror}") from error
-    except (KeyError, TypeError, ValueError) as error:
-        raise PlanMisused(f"--from-report: {path} is not a report of hotplate bench: {reason_of(error)}") from error
-    if complaint := _unsound(report):
-        raise PlanMisused(f"--from-report: {path} is not sound, measure again: {complaint}")
-    return report
-
-
 def from_report(report: Report, path: Path) -> InputSource:
     """Return the inputs of a plan that a report of `hotplate bench` measured, with the report as their source.
 
     A report of `bench http --find-max` has the requests/s of a pod with its store. One of `bench stores` has the CPU of
     a request from each. One of `bench ru` has no input, but plans plot it. *path* is the report's file. Raises
-    PlanMisused for a report with nothing to use.
+    PlanMisused for a report that is unsound, or has nothing to use.
     """
+    if complaint := _unsound(report):
+        raise PlanMisused(f"--from-report: {path} is not sound, measure again: {complaint}")
     values = dict[str, object]()
     if report.kind == "http":
         values = _measured_rate(report)

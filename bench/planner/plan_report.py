@@ -339,7 +339,7 @@ def _recommendation(plan: CapacityPlan, bounds: PriceBounds) -> str:
     """
     users = f"{format_count(round(plan.number('users_then')), 'user')}"
     when = f" in {format_count(plan.inputs.months, 'month')}" if plan.number("growth") != 1 else ""
-    load = f"{users}, peaks of {format_value(plan.number('peak_then'))} requests/s{when}"
+    load = f"{users}, up to {format_value(plan.number('peak_then'))} requests/s{when}"
     pods = {store: format_count(round(plan.number(f"{store}_pods")), "pod") for store in POD_STORES}
     provision = ""
     if plan.mode is not None:
@@ -396,14 +396,14 @@ def _compare_costs(plan: CapacityPlan, bounds: PriceBounds) -> str:
     them, else probably; if they also differ little, they are too close to call.
     """
     names = {
-        "files": "files in pods",
+        "files": "files",
         plan.cheapest or "manual": f"Cosmos DB {COSMOS_MODES.get(str(plan.cheapest), '')}".rstrip(),
         "redis": "Redis",
     }
     totals = {option: plan.possible(f"{option}_total") or 0.0 for option in names if option not in plan.obstacles}
     ascending = sorted(totals, key=lambda option: totals[option])
     costs = {option: f"{names[option]}, {_amount(plan, bounds, option)}" for option in ascending}
-    ranking = f"{costs[ascending[0]]} {plan.prices.currency} a month in all" if ascending else "nothing"
+    ranking = f"{costs[ascending[0]]} {plan.prices.currency}/month in all" if ascending else "nothing"
     for cheaper, dearer in pairwise(ascending):
         if _is_surely_cheaper(bounds, cheaper, dearer):
             ranking += f"; then {costs[dearer]}"

@@ -12,6 +12,7 @@ from urllib.parse import parse_qsl, urlencode
 from click.exceptions import Exit
 
 from hotplate.base.report import Report, write_file
+from hotplate.bench.figure_names import read_report
 from hotplate.bench.planner import inputs
 from hotplate.bench.planner import prices as price_list
 from hotplate.bench.planner.formulas import explain
@@ -143,7 +144,7 @@ def _read_sources(flags: PlanFlags, values: Mapping[str, str | None], baseline: 
     values    inputs that have a flag, as texts; None if the flag is missing
     baseline  the saved plan of `--from` or `--check`, if any
     """
-    reports = {path: inputs.read_report(path) for path in flags.from_report}
+    reports = {path: read_report(path) for path in flags.from_report}
     return _Sources(
         layers=_file_inputs(flags, baseline, reports),
         command_line=_command_line_inputs(flags, values),

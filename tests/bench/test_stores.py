@@ -21,11 +21,12 @@ from rich.console import Console
 from hotplate.base.report import Report, print_report, to_json
 from hotplate.bench.cosmos_emulator.latency_trace import read_trace
 from hotplate.bench.errors import BenchFailed, BenchMisused
+from hotplate.bench.figure_names import read_report
 from hotplate.bench.lists import CheckResult
 from hotplate.bench.loadgen.load import Gets, Load
 from hotplate.bench.loadgen.result import Result
 from hotplate.bench.options import StoresOptions
-from hotplate.bench.planner.inputs import from_report, read_report
+from hotplate.bench.planner.inputs import from_report
 from hotplate.bench.planner.prices import load as load_prices
 from hotplate.bench.process import Server
 from hotplate.bench.progress import ProgressDisplay
