@@ -1,17 +1,13 @@
 """The comparison of stores by latency, CPU and cost."""
 
 import math
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from datetime import UTC, datetime
-from pathlib import Path
 
 from hotplate.base.report import Column, Report, Row, format_count, format_value
 from hotplate.bench.assumed_latency import explain_mark
 from hotplate.bench.cosmos_emulator.faults import parse_latency
-from hotplate.bench.cosmos_emulator.latency_trace import FORMAT, LatencyTrace
 from hotplate.bench.errors import BenchMisused
 from hotplate.bench.experiment import left_out, report_of
 from hotplate.bench.figure_names import BY_SDK
@@ -37,9 +33,7 @@ from hotplate.bench.stores.rounds import (
     prepared_stores,
 )
 from hotplate.bench.verdict import EMULATED_CHARGES, concluded, how_sure
-from hotplate.stores.connect import COSMOS
-from hotplate.stores.errors import reason_of
-from hotplate.stores.urls import redacted, scheme_of
+from hotplate.stores.urls import redacted
 
 # Of all rounds, if neither --budget nor --repeat is given.
 BUDGET_S = 130.0
@@ -64,9 +58,8 @@ ELSE_DECIDES = "regions, failover and replica lag decide, too: docs/stores.md"
 def compare_stores(options: StoresOptions, display: ProgressDisplay) -> Report:
     """Compare the latencies and costs of stores in rounds, and report them; Ctrl-C gives a partial report.
 
-    Without URLs, the stores are started on this machine: files, Redis, and an emulator of Cosmos DB. With `--record`,
-    latencies of Cosmos DB are also written to a file. Raises BenchMisused for invalid options, BenchFailed, StoreError,
-    and KeyboardInterrupt before the first round.
+    Without URLs, the stores are started on this machine: files, Redis, and an emulator of Cosmos DB. Raises
+    BenchMisused for invalid options, BenchFailed, StoreError, and KeyboardInterrupt before the first round.
     """
     settings = parse_settings(options)
     count = len(options.urls)
@@ -82,36 +75,7 @@ def compare_stores(options: StoresOptions, display: ProgressDisplay) -> Report:
             urls, notes = stack.enter_context(own_stores(options.latency))
         setup = stack.enter_context(prepared_stores(urls, options.users, display))
         measured = measure_rounds(setup, settings, display)
-    compared = report(options, setup, measured, notes)
-    if options.record is None:
-        return compared
-    (cosmos,) = (store for store in measured.stores if store.candidate.metered)
-    return _recorded(options.record, cosmos, compared)
-
-
-def _recorded(path: Path, cosmos: StoreRuns, compared: Report) -> Report:
-    """Write the latencies of a Cosmos DB to *path*, unless it failed its checks; return the report, which says so."""
-    name = cosmos.candidate.name
-    reason = f"{name} has no valid ones"
-    if cosmos.sound:
-        try:
-            trace = _trace_of(cosmos)
-            trace.save(path)
-        except OSError as error:
-            reason = reason_of(error)
-        else:
-            note = f"The latencies of {trace.count:,} reads are in {path}; replay them by --latency {path}."
-            return replace(compared, notes=(note, *compared.notes))
-    return replace(compared, failures=(*compared.failures, f"the latencies were not recorded: {reason}"))
-
-
-def _trace_of(store: StoreRuns) -> LatencyTrace:
-    """Return the latencies of all answers of a store."""
-    counts = Counter[int]()
-    for result in store.results:
-        counts.update((1e6 * result.latencies_s).round().astype(int).tolist())
-    date = datetime.now(UTC).isoformat(timespec="seconds")
-    return LatencyTrace(FORMAT, redacted(store.candidate.url), date, tuple(sorted(counts.items())))
+    return report(options, setup, measured, notes)
 
 
 def parse_settings(options: StoresOptions) -> RoundSettings:
@@ -121,8 +85,6 @@ def parse_settings(options: StoresOptions) -> RoundSettings:
     """
     if len(set(options.urls)) < len(options.urls):
         raise BenchMisused("the same store is given twice")
-    if options.record is not None and sum(scheme_of(url) in COSMOS for url in options.urls) != 1:
-        raise BenchMisused("--record needs exactly one cosmos:// URL, whose latencies it keeps")
     parse_latency(options.latency)
     rate = parse_rate(options.rate)
     duration_s = parse_seconds(options.duration)

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Mapping
-from contextlib import nullcontext
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -19,7 +18,6 @@ import pytest
 from rich.console import Console
 
 from hotplate.base.report import Report, print_report, to_json
-from hotplate.bench.cosmos_emulator.latency_trace import read_trace
 from hotplate.bench.errors import BenchFailed, BenchMisused
 from hotplate.bench.figure_names import read_report
 from hotplate.bench.lists import CheckResult
@@ -30,7 +28,6 @@ from hotplate.bench.planner.inputs import from_report
 from hotplate.bench.planner.prices import load as load_prices
 from hotplate.bench.process import Server
 from hotplate.bench.progress import ProgressDisplay
-from hotplate.bench.stores import report as stores_report
 from hotplate.bench.stores import rounds
 from hotplate.bench.stores.report import parse_settings, report
 from hotplate.bench.stores.rounds import Candidate, Measured, ServiceRun, Setup, StoreRuns, undisturbed
@@ -285,45 +282,6 @@ def test_a_failure_keeps_the_rounds_before_it(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(rounds, "LoadWorker", lambda _core: EndingWorker(1, a_quick_run, BenchFailed("it died")))
     with pytest.raises(BenchFailed, match="it died"):
         rounds.measure_rounds(setup, settings, display)
-
-
-@pytest.mark.parametrize("reason", ["Cosmos DB has no valid ones", "No such file or directory"])
-def test_a_recording_that_fails_keeps_the_comparison(
-    reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It was lost."""
-    wrong = int("valid" in reason)
-    store = store_runs("Cosmos DB", 0.002, wrong=wrong)
-    folder = tmp_path / "traces"
-    folder.mkdir()
-
-    def measure(*_: object) -> Measured:
-        folder.rmdir()
-        return Measured((store,), interrupted=False)
-
-    setup = Setup((store.candidate,), ("1",))
-    monkeypatch.setattr(stores_report, "prepared_stores", lambda *_: nullcontext(setup))
-    monkeypatch.setattr(stores_report, "measure_rounds", measure)
-    done = run_stores(EMULATED, "--repeat", "6", "--record", folder / "trace.json", "--out", tmp_path / "found")
-    assert done.returncode == 1
-    printed = " ".join(done.stdout.split())
-    assert "LOOK OUT: the latencies were not recorded: " in printed
-    assert reason in printed
-    assert done.stdout.startswith("Cosmos DB: 1 of 5" if wrong else "Latencies are assumed.")
-
-
-def test_latencies_of_the_rounds_are_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = store_runs("Cosmos DB", 0.002)
-    monkeypatch.setattr(stores_report, "prepared_stores", lambda *_: nullcontext(Setup((store.candidate,), ("1",))))
-    monkeypatch.setattr(stores_report, "measure_rounds", lambda *_: Measured((store,), interrupted=False))
-    path = tmp_path / "trace.json"
-    done = run_stores(EMULATED, "--repeat", "6", "--record", path, "--out", tmp_path / "found")
-    assert f"replay them by --latency {path}" in " ".join(done.stdout.split())
-    trace = read_trace(path)
-    assert trace.count == sum(result.ok for result in store.results)
-    latencies_us = [latency_us for latency_us, _ in trace.counts]
-    assert pytest.approx(min(latencies_us), rel=0.01) == 2_000
-    assert pytest.approx(max(latencies_us), rel=0.01) == 2_040
 
 
 @pytest.mark.parametrize("last", [1, 4], ids=["warm-up", "round"])
