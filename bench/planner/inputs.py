@@ -26,6 +26,7 @@ from hotplate.bench.figure_names import (
 from hotplate.bench.options import MAX_POPULAR, is_emulated, parse_number
 from hotplate.stores.cosmos.charges import SYSTEM_BYTES
 from hotplate.stores.cosmos.url import MANUAL_MIN, MANUAL_STEP, MAX_RU
+from hotplate.stores.encoding import USER
 from hotplate.stores.errors import did_you_mean
 
 if TYPE_CHECKING:
@@ -50,7 +51,6 @@ DAY_SHAPES: Mapping[str, tuple[float, ...]] = {
     ),
 }  # fmt: skip
 MOST = 1e12  # sums beyond it lose whole units
-KEY_BYTES = len("user:")  # prefix of a row's key
 # The clients of `bench stores` besides ours.
 OTHER_CLIENTS = (BY_SDK, BY_REDIS_PY, BY_AZURE_COSMOS)
 # The load of a plan with --have-ru only.
@@ -399,7 +399,7 @@ def from_release(manifest: "Manifest", store: str) -> InputSource:
     values: dict[str, object] = {
         "users": manifest.count("user"),
         "items": manifest.count("item"),
-        "list_bytes": max(1.0, round(row_bytes - KEY_BYTES - id_bytes, 1)),
+        "list_bytes": max(1.0, round(row_bytes - len(USER) - id_bytes, 1)),
         "user_id_chars": max(1.0, id_bytes),
         "encoding": manifest.encoding,
     }

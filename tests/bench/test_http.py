@@ -26,9 +26,9 @@ from rich.console import Console
 from hotplate.base.report import Report, from_json, print_report, rounded, to_json
 from hotplate.bench import http, http_plan
 from hotplate.bench.errors import BenchFailed, BenchMisused
-from hotplate.bench.http import HttpRuns
-from hotplate.bench.http import report as render
 from hotplate.bench.http_plan import make_plan
+from hotplate.bench.http_report import HttpRuns
+from hotplate.bench.http_report import report as render
 from hotplate.bench.lists import CheckResult, check_answers, check_samples
 from hotplate.bench.loadgen.generator import LoadWorker
 from hotplate.bench.loadgen.load import Gets, Load
@@ -714,7 +714,7 @@ def test_a_stopped_sweep_says_that_further_sizes_were_not_measured(report_page: 
     assert stopped.sentence.startswith("Of the sizes before the sweep was stopped, the smallest batch that gives 90 %")
     report_page.save(stopped, tmp_path / "sweep")
     sweep = tmp_path / "sweep.json"
-    failed(bench("compare", sweep, sweep), "is no report of hotplate bench http with rounds: it has none", code=2)
+    failed(bench("compare", sweep, sweep), "has no rounds at one rate, such as a sweep of --batch", code=2)
 
 
 def test_compared_lists_are_drawn_from_all_answers_with_lists_or_without(store: Path, tmp_path: Path) -> None:

@@ -16,8 +16,8 @@ from hotplate.base.report import Report, to_json
 from hotplate.bench import http
 from hotplate.bench.errors import BenchFailed
 from hotplate.bench.figure_names import read_report
-from hotplate.bench.http import HttpRuns, report
 from hotplate.bench.http_plan import make_plan
+from hotplate.bench.http_report import HttpRuns, report
 from hotplate.bench.loadgen.load import Gets, Load, failure_by_status
 from hotplate.bench.loadgen.result import Result, lag_us, latency_us, percentile_us
 from hotplate.bench.objective import Objective, parse_objective
