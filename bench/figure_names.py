@@ -30,7 +30,6 @@ COSMOS_DB = "Cosmos DB"
 COSMOS_EMULATOR = "Cosmos emulator"
 BY_REDIS_PY = " by redis-py"
 BY_SDK = " by SDK"
-BY_AZURE_COSMOS = "azure-cosmos"  # BY_SDK in earlier reports
 
 # Of `bench ru`.
 PROVISIONED = "RU/s provisioned"

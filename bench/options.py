@@ -174,15 +174,7 @@ class StoresOptions(Options):
         ASSUMED_LATENCY
     )
     repeat: Annotated[
-        int | None, Flag("The number of rounds; by default as many as fit into --budget. Verdicts need 5.", HOW)
-    ] = None
-    budget: Annotated[
-        str | None,
-        Flag(
-            "The time for all rounds, without the start of services; by default 130s, unless --repeat is given.",
-            HOW,
-            is_time=True,
-        ),
+        int | None, Flag("The number of rounds; by default as many as take about 2 minutes. Verdicts need 5.", HOW)
     ] = None
     warmup: Annotated[str, Flag("Uncounted load before the first round.", HOW, is_time=True)] = "2s"
     cpu_hour: Annotated[

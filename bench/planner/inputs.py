@@ -16,7 +16,6 @@ from hotplate.base.report import Report
 from hotplate.bench.errors import BenchMisused
 from hotplate.bench.figure_names import (
     AT_LEAST,
-    BY_AZURE_COSMOS,
     BY_REDIS_PY,
     BY_SDK,
     CPU,
@@ -52,7 +51,7 @@ DAY_SHAPES: Mapping[str, tuple[float, ...]] = {
 }  # fmt: skip
 MOST = 1e12  # sums beyond it lose whole units
 # The clients of `bench stores` besides ours.
-OTHER_CLIENTS = (BY_SDK, BY_REDIS_PY, BY_AZURE_COSMOS)
+OTHER_CLIENTS = (BY_SDK, BY_REDIS_PY)
 # The load of a plan with --have-ru only.
 PLACEHOLDER_LOAD: Mapping[str, float] = {"users": 1, "peak_rps": 1e-6}
 

@@ -36,11 +36,8 @@ COST_COLUMNS = tuple(
     for name, heading in OPTION_HEADINGS.items()
 )
 STORE_NAMES = {"cosmos": "Cosmos DB", "redis": "Redis", "files": "files"}
-# Assumed inputs that the first sentences name, the first two of them.
-NOTABLE_INPUTS = {
-    "list_length": "lists of {} items", "hit_rate": "no cache", "zipf": "all users alike",
-    "refresh_hours": "daily lists",
-}  # fmt: skip
+# Assumed inputs that the first sentences name.
+NOTABLE_INPUTS = {"list_length": "lists of {} items", "hit_rate": "no cache"}
 HOW_SURE = "How sure: ± by store prices."
 COSMOS_MODES = {"manual": "with fixed RU/s", "autoscale": "with autoscale", "serverless": "as serverless"}
 NOTABLE_SKEW = 1.05
@@ -131,12 +128,12 @@ def _concluded(
 
 
 def _notable_assumptions(plan: CapacityPlan) -> Iterator[str]:
-    """Yield two of the assumed inputs, and the number of the others."""
+    """Yield the notable assumed inputs, and the number of the others."""
     assumed = _assumed_inputs(plan)
-    notable = [name for name in NOTABLE_INPUTS if name in assumed][:2]
-    for name in notable:
-        yield NOTABLE_INPUTS[name].format(getattr(plan.inputs, name))
-    yield f"{len(assumed) - len(notable)} more"
+    for name, words in NOTABLE_INPUTS.items():
+        if name in assumed:
+            yield words.format(getattr(plan.inputs, name))
+    yield f"{len(assumed - NOTABLE_INPUTS.keys())} more inputs"
 
 
 def _assumed_inputs(plan: CapacityPlan) -> set[str]:

@@ -1,6 +1,5 @@
 """The comparison of stores by latency, CPU and cost."""
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -22,6 +21,7 @@ from hotplate.bench.stores.comparison import AT_RATE_MARK, COST, Comparison, fig
 from hotplate.bench.stores.rounds import (
     FULL_CONNECTIONS,
     FULL_S,
+    MEASURING_S,
     PATIENCE_S,
     SDK_RATE,
     Measured,
@@ -35,8 +35,6 @@ from hotplate.bench.stores.rounds import (
 from hotplate.bench.verdict import EMULATED_CHARGES, concluded, how_sure
 from hotplate.stores.urls import redacted
 
-# Of all rounds, if neither --budget nor --repeat is given.
-BUDGET_S = 130.0
 METHOD = (
     "Open loop: latency counts from a request's due time. Percentiles are of all rounds together. CPU is that of the "
     f"service, one process without cache, at full load ({FULL_CONNECTIONS} connections in a closed loop). Intervals of "
@@ -63,7 +61,7 @@ def compare_stores(options: StoresOptions, display: ProgressDisplay) -> Report:
     """
     settings = parse_settings(options)
     count = len(options.urls)
-    extent = f"{settings.budget_s:.0f} s of measuring"
+    extent = f"{MEASURING_S:.0f} s of measuring"
     if options.repeat is not None:
         extent = format_value(options.repeat, "rounds")
     display.say(f"comparing {format_value(count, 'stores') if count else 'files, Redis and Cosmos DB'}: {extent}")
@@ -91,16 +89,12 @@ def parse_settings(options: StoresOptions) -> RoundSettings:
     require_positive({"--rate": rate, "--duration": duration_s, "--cpu-hour": options.cpu_hour})
     require_positive({"--repeat": options.repeat, "--users": options.users})
     draw = Uniform() if options.zipf is None else Zipf(options.zipf)
-    budget_s = BUDGET_S if options.repeat is None else math.inf
-    if options.budget is not None:
-        budget_s = parse_seconds(options.budget)
     return RoundSettings(
         rate=rate,
         duration_s=duration_s,
         warmup_s=parse_seconds(options.warmup),
         draw=draw,
-        rounds=options.repeat or math.inf,
-        budget_s=budget_s,
+        rounds=options.repeat,
         full_s=FULL_S,
     )
 
@@ -136,7 +130,7 @@ def report(options: StoresOptions, setup: Setup, measured: Measured, notes: Sequ
         },
         origins=_origins(options, measured, prices),
         plots=tuple(plots_by_round(compared.rows)),
-        notes=(*notes, *_left_out(options, measured), *_too_few_answers(stores, compared.rows), *_late(stores)),
+        notes=(*notes, *_too_few_answers(stores, compared.rows), *_late(stores)),
         method=(*setup.notes, METHOD, PATIENT, COST_NOTE.format(rate=rate), *checks),
         interrupted=measured.interrupted,
         configuration=options.to_json()
@@ -193,21 +187,13 @@ def _origins(options: StoresOptions, measured: Measured, prices: Prices) -> dict
     return {**origins, "priced": f"{dates}, list prices; {vcpu}", "besides": ELSE_DECIDES}
 
 
-def _left_out(options: StoresOptions, measured: Measured) -> Iterator[str]:
-    """Yield a note if fewer rounds than those of `--repeat` fitted into `--budget`."""
-    made = measured.rounds + measured.disturbed
-    is_complete = not (measured.interrupted or measured.failure)
-    if is_complete and options.repeat is not None and made < options.repeat:
-        yield f"--budget {options.budget} is enough for {made} of {options.repeat} rounds."
-
-
 def _too_few_answers(stores: Sequence[StoreRuns], rows: Sequence[Row]) -> Iterator[str]:
     """Yield a note on percentiles with too few answers; azure-cosmos is read slowly, so it never has a p99.9."""
     usual = {store.candidate.name for store in stores if store.candidate.client != BY_SDK}
     names = {row.figure for row in rows if row.note == TOO_FEW_ANSWERS and row.subject in usual}
     few = [name for name in PERCENTILES if name in names]
     if few:
-        yield f"{' and '.join(few)}: too few answers; a longer --budget or more rounds (--repeat) give more."
+        yield f"{' and '.join(few)}: too few answers; more rounds (--repeat) give more."
 
 
 def _late(stores: Sequence[StoreRuns]) -> Iterator[str]:

@@ -10,10 +10,10 @@ from hotplate.bench.errors import BenchMisused
 from hotplate.bench.options import SweepOptions
 from hotplate.bench.planner.prices import load as load_prices
 from hotplate.bench.ru import measured_charges
-from hotplate.bench.ru.levels import Sweep
 from hotplate.bench.ru.measured_charges import ChargesPlan, MeasuredCharges
 from hotplate.bench.ru.run import account_regions, cost
 from hotplate.bench.ru.run import plan as plan_sweep
+from hotplate.bench.ru.sweep import Sweep
 from hotplate.cli.terminal import err
 from hotplate.stores.cosmos.charges import load as load_charges
 

@@ -18,7 +18,7 @@ import pytest
 from rich.console import Console
 
 from hotplate.base.report import Report, print_report, to_json
-from hotplate.bench.errors import BenchFailed, BenchMisused
+from hotplate.bench.errors import BenchFailed
 from hotplate.bench.figure_names import read_report
 from hotplate.bench.lists import CheckResult
 from hotplate.bench.loadgen.load import Gets, Load
@@ -182,14 +182,6 @@ def test_one_disturbed_round_is_left_out() -> None:
         ", 2 of 8 rounds are left out as disturbed; "
         in summary(store_runs("files", 0.002), disturbed=2).origins["measured"]
     )
-
-
-@pytest.mark.parametrize(("disturbed", "notes"), [(1, []), (0, ["--budget 9s is enough for 6 of 7 rounds."])])
-def test_rounds_that_do_not_fit_into_the_budget_are_counted(disturbed: int, notes: list[str]) -> None:
-    """With `--repeat 40 --budget 60s`, six rounds were reported without a word. Disturbed rounds were made."""
-    options = StoresOptions(repeat=7, budget="9s")
-    compared = summary(store_runs("files", 0.002), disturbed=disturbed, options=options)
-    assert [note for note in compared.notes if "--budget" in note] == notes
 
 
 def test_few_rounds_are_no_verdict_but_shown() -> None:
@@ -490,25 +482,16 @@ def test_invalid_comparison_options_are_refused(arguments: list[str], words: str
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_budget_of_a_comparison_is_read_last() -> None:
-    with pytest.raises(BenchMisused, match="exponent"):
-        parse_settings(StoresOptions(zipf=-1.0, budget="soon"))
+def test_rounds_are_as_many_as_given_or_take_two_minutes() -> None:
+    """After set-up had used the time, one round without a p99 ended with exit code 0."""
 
-
-def test_repeat_is_cut_only_by_a_budget_that_is_given() -> None:
-    def count(repeat: int | None = None, budget: str | None = None) -> int:
-        return parse_settings(StoresOptions(repeat=repeat, budget=budget)).count(stores=5)
+    def count(duration: str = "1s", repeat: int | None = None) -> int:
+        return parse_settings(StoresOptions(repeat=repeat, duration=duration)).count(stores=5)
 
     assert count(repeat=40) == 40
-    assert count(repeat=40, budget="60s") == 6  # of five stores, each 1 s, .5 s at full load, and .25 s between runs
-    assert count(budget="60s") == 6
-    assert count() == 14
-
-
-def test_five_rounds_are_made_however_short_the_budget_is() -> None:
-    """After set-up had used the budget, one round without a p99 ended with exit code 0."""
-    assert parse_settings(StoresOptions(budget="1s")).count(stores=5) == 5
-    assert parse_settings(StoresOptions(budget="1s", repeat=2)).count(stores=5) == 2
+    assert count(repeat=2) == 2
+    assert count() == 14  # of five stores, each 1 s, .5 s at full load, and .25 s between runs
+    assert count(duration="30s") == 5
 
 
 @pytest.mark.soak

@@ -233,7 +233,7 @@ def test_the_first_sentences_name_the_load_and_what_is_assumed() -> None:
     plan = calculate(sourced, our_prices(), our_charges())
     first = report(plan, "prices.toml").sentence
     assert first.startswith("Cheapest for 1,268,242 users, up to 634 requests/s in 12 months: files, ")
-    assert re.search(r" How sure: ± by store prices\. Assumed: lists of 20 items, no cache, \d+ more\.$", first)
+    assert re.search(r" How sure: ± by store prices\. Assumed: lists of 20 items, no cache, \d+ more inputs\.$", first)
     measured = report(a_plan(list_bytes=700, hit_rate=0.5), "prices.toml").sentence
     assert " Assumed: " in measured
     assert "lists of" not in measured

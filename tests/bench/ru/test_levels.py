@@ -22,14 +22,13 @@ from hotplate.bench.ru.levels import (
     OVERLOAD,
     Level,
     LevelTrial,
-    Sweep,
     from_store,
     measure_level,
-    report,
     trial,
 )
 from hotplate.bench.ru.run import cost, plan
 from hotplate.bench.ru.sandbox import own_url
+from hotplate.bench.ru.sweep import Sweep, report
 from hotplate.stores.cosmos.url import Throughput
 from tests.support.planning import a_plan
 from tests.support.soak import in_soak
