@@ -27,13 +27,13 @@ def read(path: Path) -> Report:
     report = read_report(path)
     if report.kind != "http":
         raise BenchMisused(f"{path} is a report of kind {report.kind}, and compare takes those of bench http; {ADVICE}")
-    if report.complaints:
-        raise BenchMisused(f"{path} cannot be compared: {report.complaints[0]}")
     try:
         _load_options(report)
         _failures(report)
     except (LookupError, TypeError, AttributeError, ValueError) as error:
         raise BenchMisused(f"{path} has no rounds at one rate, such as a sweep of --batch; {ADVICE}") from error
+    if report.complaints:
+        raise BenchMisused(f"{path} cannot be compared: {report.complaints[0]}")
     return report
 
 

@@ -495,7 +495,7 @@ def test_service_with_keys_is_not_measured_without_a_key(store: Path, tmp_path: 
         (("http", "http://127.0.0.1:9"), 2, "--users N"),
         (("http", "ftp://x", "--users", "5"), 2, "http://HOST:PORT"),
         (("http", "http://x", "--users", "5", "--out", "/no/such/folder"), 2, "no folder /no/such"),
-        (("compare", "/no/such.json", "/no/other.json"), 2, "/no/such.json does not exist"),
+        (("compare", "/no/such.json", "/no/other.json"), 2, "/no/such.json: no such file or directory; give the name.json"),
         (("http", "http://127.0.0.1:9", "--keys-file", "/no/ids"), 2, "--keys-file: /no/ids: No such file"),
         (
             ("http", "http://127.0.0.1:9", "--store", "redis://127.0.0.1:9/0"),
