@@ -11,7 +11,7 @@ from hotplate.bench.planner.formulas import explain
 from hotplate.bench.planner.inputs import CAPACITIES, INPUT_FIELDS, POD_STORES
 from hotplate.bench.planner.plan import CapacityPlan, break_even
 from hotplate.bench.planner.saved_plan import Baseline, describe_growth
-from hotplate.bench.planner.serving_options import CARRIED, COSTS, STORES, TODAY, pod_store
+from hotplate.bench.planner.serving_options import CARRIED, COSTS, TODAY, pod_store
 from hotplate.bench.verdict import Gravity, concluded, findings_of
 from hotplate.stores.cosmos.url import AUTOSCALE_STEP, INITIAL_PARTITION_RU, MANUAL_STEP
 
@@ -138,7 +138,9 @@ def _notable_assumptions(plan: CapacityPlan) -> Iterator[str]:
 
 def _assumed_inputs(plan: CapacityPlan) -> set[str]:
     """Return the names of the inputs by default that the answer is calculated from."""
-    answers = ["carried_lists"] if plan.sourced.carries_only else [f"{option}_total" for option in STORES]
+    answers = ["carried_lists"]
+    if not plan.sourced.carries_only:
+        answers = [name for name in plan.figures if name.endswith("_total")]
     used_names = {figure.name for answer in answers for _, figure in explain(plan.figures, answer)}
     return used_names & plan.sourced.assumed
 

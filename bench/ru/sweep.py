@@ -96,7 +96,7 @@ def report(sweep: Sweep, ending: Ending, prices: Prices) -> Report:
         f"{{}} reads/s at {top.ru:,} RU/s": _reads(top),
         f"{P99} {{}}": replace(_latency(sweep, P99, top), unit="us"),
     }
-    certainty = how_sure(decisive, f"{sweep.duration_s} seconds")
+    certainty = how_sure(decisive, f"the {sweep.duration_s} seconds of a trial")
     return concluded(
         measured, _findings(sweep, ending), answer, figures=answer, certainty=certainty, assumed=_assumed(sweep)
     )
@@ -105,7 +105,7 @@ def report(sweep: Sweep, ending: Ending, prices: Prices) -> Report:
 def _assumed(sweep: Sweep) -> Iterator[str]:
     """Yield what the answer depends on, and was not measured: what is the emulator's, and the use of the RU/s."""
     if sweep.emulated:
-        yield "the latency of Cosmos DB"
+        yield "Cosmos DB's latency"
         yield "charges as Azure documents them"
     yield "RU/s in full use"
 

@@ -147,7 +147,7 @@ def report(options: StoresOptions, setup: Setup, measured: Measured, notes: Sequ
 def _assumed(options: StoresOptions, compared: Report, prices: Prices) -> Iterator[str]:
     """Yield what the answer depends on, and was not measured: an emulator's latency, and the price of a vCPU."""
     if compared.emulated:
-        yield "the latency of Cosmos DB"
+        yield "Cosmos DB's latency"
     if options.cpu_hour is None:
         yield f"{prices['cpu_hour'].amount:g} {prices.currency} a vCPU hour"
 
