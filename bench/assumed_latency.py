@@ -2,7 +2,6 @@
 
 import re
 from dataclasses import replace
-from pathlib import Path
 
 from hotplate.base.report import Row
 
@@ -25,7 +24,5 @@ def explain_mark(latency: str, *, is_known: bool) -> dict[str, str]:
 
 def _describe(latency: str) -> str:
     """Return an emulator's latency in words, as "the emulator waits p50 4 ms, p99 10 ms"."""
-    if latency.endswith(".json"):
-        return f"the emulator waits as recorded in {Path(latency).name}"
     spaced = re.sub(r"(\d)([a-z]+)", r"\1 \2", latency.replace("=", " ").replace(",", ", "))
     return f"the emulator waits {spaced}"

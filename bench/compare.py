@@ -3,39 +3,35 @@
 One figure decides, chosen beforehand: with four at 5 % each, one in six equal pairs would differ.
 """
 
-import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from hotplate.base.report import Column, Report, Row, format_value, from_json
+from hotplate.base.report import Column, Report, Row, format_value
 from hotplate.bench.errors import BenchMisused
-from hotplate.bench.figure_names import LATENESS, P50, P99, RATE
+from hotplate.bench.figure_names import LATENESS, P50, P99, RATE, read_report
 from hotplate.bench.options import parse_seconds, parse_share
 from hotplate.bench.statistics import PERCENTS, Portions, change_of, compared, is_significant_growth
 from hotplate.bench.verdict import Finding, Gravity, concluded
-from hotplate.stores.errors import reason_of
 
+ADVICE = (
+    "measure by `hotplate bench http URL --repeat 20` before and after a change; several stores are compared by one "
+    "`hotplate bench stores`"
+)
 MATTERS = 0.10  # smallest change
 MORE_ERRORS = 0.001  # largest increase of the error share that does not matter
 
 
 def read(path: Path) -> Report:
-    """Read a report. Raises BenchMisused for a missing file, or another one."""
+    """Read a report of `bench http`. Raises BenchMisused for a missing file, or another one."""
+    report = read_report(path)
+    if report.kind != "http":
+        raise BenchMisused(f"{path} is a report of kind {report.kind}, and compare takes those of bench http; {ADVICE}")
     try:
-        report = from_json(json.loads(path.read_bytes()))
         _load_options(report)
         _failures(report)
-    except FileNotFoundError as error:
-        raise BenchMisused(
-            f"{path} does not exist; name the .json of a report, which `hotplate bench http URL --out NAME` writes"
-        ) from error
-    except OSError as error:
-        raise BenchMisused(f"{path} cannot be read: {error.strerror}") from error
     except (LookupError, TypeError, AttributeError, ValueError) as error:
-        raise BenchMisused(f"{path} is no report of hotplate bench http with rounds: {reason_of(error)}") from error
-    if report.kind != "http" or not report.rows:
-        raise BenchMisused(f"{path} is a report of bench {report.kind} with {len(report.rows)} figures")
+        raise BenchMisused(f"{path} has no rounds at one rate, such as a sweep of --batch; {ADVICE}") from error
     if report.complaints:
         raise BenchMisused(f"{path} cannot be compared: {report.complaints[0]}")
     return report

@@ -170,22 +170,11 @@ class StoresOptions(Options):
     duration: Annotated[str, Flag("The duration of a store's reads in a round.", WHEN, is_time=True)] = "1s"
     users: Annotated[int, Flag("The number of users: the first of the release, or generated ones.", WHAT)] = 5_000
     zipf: Annotated[float | None, Flag("Draw users by a Zipf law of this exponent, as 0.99.", WHAT)] = None
-    latency: Annotated[
-        str, Flag("Without URLs: the assumed latency of Cosmos DB, or a recorded file.", WHAT, metavar="LATENCY|FILE")
-    ] = ASSUMED_LATENCY
-    record: Annotated[
-        Path | None, Flag("Also record the latencies of the Cosmos DB, for --latency FILE.", HOW, metavar="FILE.json")
-    ] = None
+    latency: Annotated[str, Flag("Without URLs: the assumed latency of Cosmos DB.", WHAT, metavar="LATENCY")] = (
+        ASSUMED_LATENCY
+    )
     repeat: Annotated[
-        int | None, Flag("The number of rounds; by default as many as fit into --budget. Verdicts need 5.", HOW)
-    ] = None
-    budget: Annotated[
-        str | None,
-        Flag(
-            "The time for all rounds, without the start of services; by default 130s, unless --repeat is given.",
-            HOW,
-            is_time=True,
-        ),
+        int | None, Flag("The number of rounds; by default as many as take about 2 minutes. Verdicts need 5.", HOW)
     ] = None
     warmup: Annotated[str, Flag("Uncounted load before the first round.", HOW, is_time=True)] = "2s"
     cpu_hour: Annotated[

@@ -105,14 +105,14 @@ def how_sure(figures: Mapping[str, Row], measured: str) -> str:
     """Return the 95 % intervals of the known *figures* that decide, or why they have none.
 
     A figure's name is a format of its interval, as `p99 {}`. Computed and assumed figures are explained by their marks.
-    *measured* says what differ, such as `14 rounds`.
+    *measured* says over what, such as `14 rounds`.
     """
     known = {name: row for name, row in figures.items() if row.value is not None and not (row.mark and row.low is None)}
     intervals = [
         name.format(span(row, partial(format_value, unit=row.unit))) for name, row in known.items() if not _gap(row)
     ]
     gaps = dict.fromkeys(filter(None, map(_gap, known.values())))
-    parts = [f"{', '.join(intervals)} (95 % interval, as {measured} differ)"] if intervals else []
+    parts = [f"{', '.join(intervals)} (95 % interval over {measured})"] if intervals else []
     parts += [f"unknown, {gap}" for gap in gaps]
     return f"How sure: {'; '.join(parts)}." if parts else ""
 

@@ -9,13 +9,11 @@ import re
 from collections.abc import Callable
 from functools import partial
 from math import log
-from pathlib import Path
 from statistics import NormalDist
 from typing import Annotated, Literal
 
 import msgspec
 
-from hotplate.bench.cosmos_emulator.latency_trace import read_trace
 from hotplate.bench.cosmos_emulator.messages import HttpError, HttpResponse, Request, Substatus
 from hotplate.bench.errors import BenchMisused
 
@@ -44,14 +42,11 @@ Delay = Annotated[float, msgspec.Meta(ge=0, le=600_000)]
 def parse_latency(text: str) -> Callable[[], float]:
     """Parse `--latency`; return a function that draws a random latency in seconds at each call.
 
-    `p50=4ms,p99=10ms` gives a log-normal distribution with these percentiles, the path of a recorded .json file the
-    recorded latencies by their frequency. Raises BenchMisused.
+    `p50=4ms,p99=10ms` gives a log-normal distribution with these percentiles. Raises BenchMisused.
     """
     match = FORM.fullmatch(text.replace(" ", ""))
-    if match is None and text.endswith(".json"):
-        return read_trace(Path(text)).draws()
     if match is None:
-        raise BenchMisused(f"--latency {text!r} is neither of the form p50=4ms,p99=10ms nor a recorded .json file")
+        raise BenchMisused(f"--latency {text!r} is not of the form p50=4ms,p99=10ms")
 
     p50_s = float(match[1]) * SECONDS[match[2]]
     p99_s = float(match[3]) * SECONDS[match[4]]

@@ -3,7 +3,6 @@
 Inputs with a panel have a flag, others are set by `--set`.
 """
 
-import json
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
@@ -13,11 +12,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from hotplate.base.report import Report, from_json
+from hotplate.base.report import Report
 from hotplate.bench.errors import BenchMisused
 from hotplate.bench.figure_names import (
     AT_LEAST,
-    BY_AZURE_COSMOS,
     BY_REDIS_PY,
     BY_SDK,
     CPU,
@@ -27,7 +25,8 @@ from hotplate.bench.figure_names import (
 from hotplate.bench.options import MAX_POPULAR, is_emulated, parse_number
 from hotplate.stores.cosmos.charges import SYSTEM_BYTES
 from hotplate.stores.cosmos.url import MANUAL_MIN, MANUAL_STEP, MAX_RU
-from hotplate.stores.errors import did_you_mean, reason_of
+from hotplate.stores.encoding import USER
+from hotplate.stores.errors import did_you_mean
 
 if TYPE_CHECKING:
     from hotplate.stores.manifest import Manifest
@@ -51,9 +50,8 @@ DAY_SHAPES: Mapping[str, tuple[float, ...]] = {
     ),
 }  # fmt: skip
 MOST = 1e12  # sums beyond it lose whole units
-KEY_BYTES = len("user:")  # prefix of a row's key
 # The clients of `bench stores` besides ours.
-OTHER_CLIENTS = (BY_SDK, BY_REDIS_PY, BY_AZURE_COSMOS)
+OTHER_CLIENTS = (BY_SDK, BY_REDIS_PY)
 # The load of a plan with --have-ru only.
 PLACEHOLDER_LOAD: Mapping[str, float] = {"users": 1, "peak_rps": 1e-6}
 
@@ -307,26 +305,15 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise PlanMisused(f"{path} is not TOML: {error}") from error
 
 
-def read_report(path: Path) -> Report:
-    """Read a report of `hotplate bench`. Raises PlanMisused for an unsound report or another file."""
-    try:
-        report = from_json(json.loads(path.read_bytes()))
-    except OSError as error:
-        raise PlanMisused(f"--from-report: {path}: {error.strerror}") from error
-    except (KeyError, TypeError, ValueError) as error:
-        raise PlanMisused(f"--from-report: {path} is not a report of hotplate bench: {reason_of(error)}") from error
-    if complaint := _unsound(report):
-        raise PlanMisused(f"--from-report: {path} is not sound, measure again: {complaint}")
-    return report
-
-
 def from_report(report: Report, path: Path) -> InputSource:
     """Return the inputs of a plan that a report of `hotplate bench` measured, with the report as their source.
 
     A report of `bench http --find-max` has the requests/s of a pod with its store. One of `bench stores` has the CPU of
     a request from each. One of `bench ru` has no input, but plans plot it. *path* is the report's file. Raises
-    PlanMisused for a report with nothing to use.
+    PlanMisused for a report that is unsound, or has nothing to use.
     """
+    if complaint := _unsound(report):
+        raise PlanMisused(f"--from-report: {path} is not sound, measure again: {complaint}")
     values = dict[str, object]()
     if report.kind == "http":
         values = _measured_rate(report)
@@ -411,7 +398,7 @@ def from_release(manifest: "Manifest", store: str) -> InputSource:
     values: dict[str, object] = {
         "users": manifest.count("user"),
         "items": manifest.count("item"),
-        "list_bytes": max(1.0, round(row_bytes - KEY_BYTES - id_bytes, 1)),
+        "list_bytes": max(1.0, round(row_bytes - len(USER) - id_bytes, 1)),
         "user_id_chars": max(1.0, id_bytes),
         "encoding": manifest.encoding,
     }

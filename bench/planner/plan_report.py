@@ -11,7 +11,7 @@ from hotplate.bench.planner.formulas import explain
 from hotplate.bench.planner.inputs import CAPACITIES, INPUT_FIELDS, POD_STORES
 from hotplate.bench.planner.plan import CapacityPlan, break_even
 from hotplate.bench.planner.saved_plan import Baseline, describe_growth
-from hotplate.bench.planner.serving_options import CARRIED, COSTS, STORES, TODAY, pod_store
+from hotplate.bench.planner.serving_options import CARRIED, COSTS, TODAY, pod_store
 from hotplate.bench.verdict import Gravity, concluded, findings_of
 from hotplate.stores.cosmos.url import AUTOSCALE_STEP, INITIAL_PARTITION_RU, MANUAL_STEP
 
@@ -36,11 +36,8 @@ COST_COLUMNS = tuple(
     for name, heading in OPTION_HEADINGS.items()
 )
 STORE_NAMES = {"cosmos": "Cosmos DB", "redis": "Redis", "files": "files"}
-# Assumed inputs that the first sentences name, the first two of them.
-NOTABLE_INPUTS = {
-    "list_length": "lists of {} items", "hit_rate": "no cache", "zipf": "all users alike",
-    "refresh_hours": "daily lists",
-}  # fmt: skip
+# Assumed inputs that the first sentences name.
+NOTABLE_INPUTS = {"list_length": "lists of {} items", "hit_rate": "no cache"}
 HOW_SURE = "How sure: ± by store prices."
 COSMOS_MODES = {"manual": "with fixed RU/s", "autoscale": "with autoscale", "serverless": "as serverless"}
 NOTABLE_SKEW = 1.05
@@ -131,17 +128,19 @@ def _concluded(
 
 
 def _notable_assumptions(plan: CapacityPlan) -> Iterator[str]:
-    """Yield two of the assumed inputs, and the number of the others."""
+    """Yield the notable assumed inputs, and the number of the others."""
     assumed = _assumed_inputs(plan)
-    notable = [name for name in NOTABLE_INPUTS if name in assumed][:2]
-    for name in notable:
-        yield NOTABLE_INPUTS[name].format(getattr(plan.inputs, name))
-    yield f"{len(assumed) - len(notable)} more"
+    for name, words in NOTABLE_INPUTS.items():
+        if name in assumed:
+            yield words.format(getattr(plan.inputs, name))
+    yield f"{len(assumed - NOTABLE_INPUTS.keys())} more inputs"
 
 
 def _assumed_inputs(plan: CapacityPlan) -> set[str]:
     """Return the names of the inputs by default that the answer is calculated from."""
-    answers = ["carried_lists"] if plan.sourced.carries_only else [f"{option}_total" for option in STORES]
+    answers = ["carried_lists"]
+    if not plan.sourced.carries_only:
+        answers = [name for name in plan.figures if name.endswith("_total")]
     used_names = {figure.name for answer in answers for _, figure in explain(plan.figures, answer)}
     return used_names & plan.sourced.assumed
 
@@ -339,7 +338,7 @@ def _recommendation(plan: CapacityPlan, bounds: PriceBounds) -> str:
     """
     users = f"{format_count(round(plan.number('users_then')), 'user')}"
     when = f" in {format_count(plan.inputs.months, 'month')}" if plan.number("growth") != 1 else ""
-    load = f"{users}, peaks of {format_value(plan.number('peak_then'))} requests/s{when}"
+    load = f"{users}, up to {format_value(plan.number('peak_then'))} requests/s{when}"
     pods = {store: format_count(round(plan.number(f"{store}_pods")), "pod") for store in POD_STORES}
     provision = ""
     if plan.mode is not None:
@@ -396,14 +395,14 @@ def _compare_costs(plan: CapacityPlan, bounds: PriceBounds) -> str:
     them, else probably; if they also differ little, they are too close to call.
     """
     names = {
-        "files": "files in pods",
+        "files": "files",
         plan.cheapest or "manual": f"Cosmos DB {COSMOS_MODES.get(str(plan.cheapest), '')}".rstrip(),
         "redis": "Redis",
     }
     totals = {option: plan.possible(f"{option}_total") or 0.0 for option in names if option not in plan.obstacles}
     ascending = sorted(totals, key=lambda option: totals[option])
     costs = {option: f"{names[option]}, {_amount(plan, bounds, option)}" for option in ascending}
-    ranking = f"{costs[ascending[0]]} {plan.prices.currency} a month in all" if ascending else "nothing"
+    ranking = f"{costs[ascending[0]]} {plan.prices.currency}/month in all" if ascending else "nothing"
     for cheaper, dearer in pairwise(ascending):
         if _is_surely_cheaper(bounds, cheaper, dearer):
             ranking += f"; then {costs[dearer]}"

@@ -16,7 +16,7 @@ from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl, urlencode
+from urllib.parse import parse_qsl
 
 from aiohttp import web
 
@@ -102,7 +102,6 @@ class PlannerPage:
             "figures": other_figures(planned),
             "command": self.command(values),
             "toml": to_toml(plan),
-            "again": shlex.join(["hotplate", "plan", "--open", urlencode(values), *self.options]),
         }
 
     def pictures(self, query: str) -> list[dict[str, str]]:

@@ -21,21 +21,24 @@ from hotplate.bench.planner.formulas import (
     round_up,
     smallest,
 )
-from hotplate.bench.planner.inputs import KEY_BYTES, POD_STORES, hourly_shares
+from hotplate.bench.planner.inputs import POD_STORES, hourly_shares
 from hotplate.bench.planner.prices import HOURS_A_MONTH
 from hotplate.stores.cosmos import url as cosmos
-from hotplate.stores.cosmos.charges import Charges, overhead_ru
-from hotplate.stores.cosmos.items import MAX_ITEM_BYTES
+from hotplate.stores.cosmos.charges import SYSTEM_BYTES, Charges, overhead_ru
+from hotplate.stores.cosmos.items import MAX_ITEM_BYTES, item_bytes, name_of, to_item
+from hotplate.stores.encoding import OFFSET_BYTES, SEPARATOR, USER, encode
 from hotplate.stores.redis import footprint
 
-ITEM_BYTES = len('{"id":"","score":0.1234}')
-TITLE_BYTES = len(',"title":""')
-SEPARATOR_BYTES = len(",\n")
-# Quotes of an item and its title; each is escaped inside a JSON string.
-QUOTES = 6
-TITLE_QUOTES = 4
+# An item of a list as it is stored, without its texts.
+ITEM = encode([{"id": "", "score": 0.1234}])[OFFSET_BYTES:]
+TITLED_ITEM = encode([{"id": "", "score": 0.1234, "title": ""}])[OFFSET_BYTES:]
+ITEM_BYTES = len(ITEM)
+TITLE_BYTES = len(TITLED_ITEM) - ITEM_BYTES
+# Each quote is escaped inside a JSON string.
+QUOTES = ITEM.count(b'"')
+TITLE_QUOTES = TITLED_ITEM.count(b'"') - QUOTES
 # A Cosmos DB item without its id and list.
-SKELETON_BYTES = len('{"id":"user.","t":""}')
+SKELETON_BYTES = item_bytes(to_item(name_of(USER), b"")) - SYSTEM_BYTES
 GB = 1000**3
 PARTITION_GB = 50
 POLL_INTERVAL_S = 2.0  # between polls of the catalogue, 1 RU each
@@ -110,9 +113,9 @@ def _add_list_sizes(table: FigureTable) -> None:
     """
     term = table.expression
     title_bytes = choose(term("title_chars") > 0, TITLE_BYTES + term("title_chars"), 0)
-    item_bytes = ITEM_BYTES + term("item_id_chars") + title_bytes
+    item_size = ITEM_BYTES + term("item_id_chars") + title_bytes
     json_bytes = table.add_calculated(
-        "json_bytes", "bytes", term("list_length") * item_bytes + SEPARATOR_BYTES * (term("list_length") - 1)
+        "json_bytes", "bytes", term("list_length") * item_size + len(SEPARATOR) * (term("list_length") - 1)
     )
 
     is_compressed = table.is_choice("encoding", "zstd")
@@ -146,7 +149,7 @@ def _add_row_sizes(table: FigureTable) -> None:
         source='an item {"id":"user.ID","t":"…"} with the id in base64url',
     )
 
-    redis_bytes = stored_bytes + KEY_BYTES + term("user_id_chars") + footprint.HEAD_BYTES + footprint.ROW_BYTES
+    redis_bytes = stored_bytes + len(USER) + term("user_id_chars") + footprint.HEAD_BYTES + footprint.ROW_BYTES
     table.add_calculated(
         "redis_row_bytes",
         "bytes",

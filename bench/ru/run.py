@@ -18,9 +18,9 @@ from hotplate.bench.options import USER_PATH, SweepOptions, parse_rate, parse_se
 from hotplate.bench.planner.prices import Prices
 from hotplate.bench.planner.prices import load as load_prices
 from hotplate.bench.progress import ProgressDisplay
-from hotplate.bench.ru import levels
-from hotplate.bench.ru.levels import COMPUTED_FOR, LEAD_S, TAIL_S, Level, LevelTrial, Sweep
+from hotplate.bench.ru.levels import COMPUTED_FOR, LEAD_S, TAIL_S, Level, LevelTrial, from_store, measure_level, trial
 from hotplate.bench.ru.sandbox import Sandbox, SizedLists, keyed_address, sandbox
+from hotplate.bench.ru.sweep import Sweep, report
 from hotplate.bench.stores.rounds import own_cosmos
 from hotplate.stores.cosmos.url import (
     AUTOSCALE_MIN,
@@ -121,7 +121,7 @@ def sweep(planned: Sweep, display: ProgressDisplay) -> Report:
     Raises BenchFailed, StoreError and, before the first level, KeyboardInterrupt.
     """
     ending = until_stopped(_SweepMeasurement(planned, display).run, planned.measured)
-    return levels.report(planned, ending, load_prices())
+    return report(planned, ending, load_prices())
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +193,7 @@ class _SweepMeasurement:
         """
         for number, level in enumerate(planned, 1):
             scale(self._throughput(level.ru))
-            measured = levels.measure_level(level, partial(attempt, level), emulated=self.sweep.emulated)
+            measured = measure_level(level, partial(attempt, level), emulated=self.sweep.emulated)
             self.sweep.measured.append(measured)
             if measured.is_computed and measured.outcome.is_limited:
                 computed = COMPUTED_FOR(f"this machine does not drive {level.ru:,} RU/s")
@@ -215,14 +215,14 @@ class _SweepMeasurement:
             rate=rate,
             duration_s=float(self.sweep.duration_s + LEAD_S + TAIL_S),
             connections=CONNECTIONS,
-            check=levels.from_store,
+            check=from_store,
         )
         counts_before = process.store_counts(service)
         result = runs.run(load, shown=f"{level.ru:,} RU/s at {share:.0%}: {rate:,.0f} reads/s")
         counts = process.store_counts(service) - counts_before
         if not (result.ok or counts["throttled"] or counts["timeout"]):
             raise BenchFailed(f"none of {result.due:,} lists came from the store, which may have ended")
-        return levels.trial(share, result, counts["throttled"], counts["timeout"])
+        return trial(share, result, counts["throttled"], counts["timeout"])
 
     def _throughput(self, ru: int) -> Throughput:
         return Throughput(ru, self.sweep.options.autoscale)

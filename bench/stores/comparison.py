@@ -180,8 +180,7 @@ class Comparison:
             figures[f"{DECISIVE} of {timed[0]} {{}}"] = self.rows[timed[0], DECISIVE]
         percentile, speeds = self._speeds
         costs = self._rank(COST, self.stores)
-        of_what = f" for CPU and store at {self.rate:g}/s"
-        for figure, ranking, base in ((percentile, speeds, ""), ("cost", costs, of_what)):
+        for figure, ranking, base in ((percentile, speeds, ""), ("cost", costs, " for CPU and store")):
             if ranking:
                 nearest = ranking.ratios[0]
                 figures[f"{nearest.subject} {{}} times the {figure} of {ranking.least}{base}"] = nearest

@@ -1,17 +1,12 @@
 """The comparison of stores by latency, CPU and cost."""
 
-import math
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from datetime import UTC, datetime
-from pathlib import Path
 
 from hotplate.base.report import Column, Report, Row, format_count, format_value
 from hotplate.bench.assumed_latency import explain_mark
 from hotplate.bench.cosmos_emulator.faults import parse_latency
-from hotplate.bench.cosmos_emulator.latency_trace import FORMAT, LatencyTrace
 from hotplate.bench.errors import BenchMisused
 from hotplate.bench.experiment import left_out, report_of
 from hotplate.bench.figure_names import BY_SDK
@@ -26,6 +21,7 @@ from hotplate.bench.stores.comparison import AT_RATE_MARK, COST, Comparison, fig
 from hotplate.bench.stores.rounds import (
     FULL_CONNECTIONS,
     FULL_S,
+    MEASURING_S,
     PATIENCE_S,
     SDK_RATE,
     Measured,
@@ -37,12 +33,8 @@ from hotplate.bench.stores.rounds import (
     prepared_stores,
 )
 from hotplate.bench.verdict import EMULATED_CHARGES, concluded, how_sure
-from hotplate.stores.connect import COSMOS
-from hotplate.stores.errors import reason_of
-from hotplate.stores.urls import redacted, scheme_of
+from hotplate.stores.urls import redacted
 
-# Of all rounds, if neither --budget nor --repeat is given.
-BUDGET_S = 130.0
 METHOD = (
     "Open loop: latency counts from a request's due time. Percentiles are of all rounds together. CPU is that of the "
     f"service, one process without cache, at full load ({FULL_CONNECTIONS} connections in a closed loop). Intervals of "
@@ -64,13 +56,12 @@ ELSE_DECIDES = "regions, failover and replica lag decide, too: docs/stores.md"
 def compare_stores(options: StoresOptions, display: ProgressDisplay) -> Report:
     """Compare the latencies and costs of stores in rounds, and report them; Ctrl-C gives a partial report.
 
-    Without URLs, the stores are started on this machine: files, Redis, and an emulator of Cosmos DB. With `--record`,
-    latencies of Cosmos DB are also written to a file. Raises BenchMisused for invalid options, BenchFailed, StoreError,
-    and KeyboardInterrupt before the first round.
+    Without URLs, the stores are started on this machine: files, Redis, and an emulator of Cosmos DB. Raises
+    BenchMisused for invalid options, BenchFailed, StoreError, and KeyboardInterrupt before the first round.
     """
     settings = parse_settings(options)
     count = len(options.urls)
-    extent = f"{settings.budget_s:.0f} s of measuring"
+    extent = f"{MEASURING_S:.0f} s of measuring"
     if options.repeat is not None:
         extent = format_value(options.repeat, "rounds")
     display.say(f"comparing {format_value(count, 'stores') if count else 'files, Redis and Cosmos DB'}: {extent}")
@@ -82,36 +73,7 @@ def compare_stores(options: StoresOptions, display: ProgressDisplay) -> Report:
             urls, notes = stack.enter_context(own_stores(options.latency))
         setup = stack.enter_context(prepared_stores(urls, options.users, display))
         measured = measure_rounds(setup, settings, display)
-    compared = report(options, setup, measured, notes)
-    if options.record is None:
-        return compared
-    (cosmos,) = (store for store in measured.stores if store.candidate.metered)
-    return _recorded(options.record, cosmos, compared)
-
-
-def _recorded(path: Path, cosmos: StoreRuns, compared: Report) -> Report:
-    """Write the latencies of a Cosmos DB to *path*, unless it failed its checks; return the report, which says so."""
-    name = cosmos.candidate.name
-    reason = f"{name} has no valid ones"
-    if cosmos.sound:
-        try:
-            trace = _trace_of(cosmos)
-            trace.save(path)
-        except OSError as error:
-            reason = reason_of(error)
-        else:
-            note = f"The latencies of {trace.count:,} reads are in {path}; replay them by --latency {path}."
-            return replace(compared, notes=(note, *compared.notes))
-    return replace(compared, failures=(*compared.failures, f"the latencies were not recorded: {reason}"))
-
-
-def _trace_of(store: StoreRuns) -> LatencyTrace:
-    """Return the latencies of all answers of a store."""
-    counts = Counter[int]()
-    for result in store.results:
-        counts.update((1e6 * result.latencies_s).round().astype(int).tolist())
-    date = datetime.now(UTC).isoformat(timespec="seconds")
-    return LatencyTrace(FORMAT, redacted(store.candidate.url), date, tuple(sorted(counts.items())))
+    return report(options, setup, measured, notes)
 
 
 def parse_settings(options: StoresOptions) -> RoundSettings:
@@ -121,24 +83,18 @@ def parse_settings(options: StoresOptions) -> RoundSettings:
     """
     if len(set(options.urls)) < len(options.urls):
         raise BenchMisused("the same store is given twice")
-    if options.record is not None and sum(scheme_of(url) in COSMOS for url in options.urls) != 1:
-        raise BenchMisused("--record needs exactly one cosmos:// URL, whose latencies it keeps")
     parse_latency(options.latency)
     rate = parse_rate(options.rate)
     duration_s = parse_seconds(options.duration)
     require_positive({"--rate": rate, "--duration": duration_s, "--cpu-hour": options.cpu_hour})
     require_positive({"--repeat": options.repeat, "--users": options.users})
     draw = Uniform() if options.zipf is None else Zipf(options.zipf)
-    budget_s = BUDGET_S if options.repeat is None else math.inf
-    if options.budget is not None:
-        budget_s = parse_seconds(options.budget)
     return RoundSettings(
         rate=rate,
         duration_s=duration_s,
         warmup_s=parse_seconds(options.warmup),
         draw=draw,
-        rounds=options.repeat or math.inf,
-        budget_s=budget_s,
+        rounds=options.repeat,
         full_s=FULL_S,
     )
 
@@ -174,7 +130,7 @@ def report(options: StoresOptions, setup: Setup, measured: Measured, notes: Sequ
         },
         origins=_origins(options, measured, prices),
         plots=tuple(plots_by_round(compared.rows)),
-        notes=(*notes, *_left_out(options, measured), *_too_few_answers(stores, compared.rows), *_late(stores)),
+        notes=(*notes, *_too_few_answers(stores, compared.rows), *_late(stores)),
         method=(*setup.notes, METHOD, PATIENT, COST_NOTE.format(rate=rate), *checks),
         interrupted=measured.interrupted,
         configuration=options.to_json()
@@ -191,7 +147,7 @@ def report(options: StoresOptions, setup: Setup, measured: Measured, notes: Sequ
 def _assumed(options: StoresOptions, compared: Report, prices: Prices) -> Iterator[str]:
     """Yield what the answer depends on, and was not measured: an emulator's latency, and the price of a vCPU."""
     if compared.emulated:
-        yield "the latency of Cosmos DB"
+        yield "Cosmos DB's latency"
     if options.cpu_hour is None:
         yield f"{prices['cpu_hour'].amount:g} {prices.currency} a vCPU hour"
 
@@ -231,21 +187,13 @@ def _origins(options: StoresOptions, measured: Measured, prices: Prices) -> dict
     return {**origins, "priced": f"{dates}, list prices; {vcpu}", "besides": ELSE_DECIDES}
 
 
-def _left_out(options: StoresOptions, measured: Measured) -> Iterator[str]:
-    """Yield a note if fewer rounds than those of `--repeat` fitted into `--budget`."""
-    made = measured.rounds + measured.disturbed
-    is_complete = not (measured.interrupted or measured.failure)
-    if is_complete and options.repeat is not None and made < options.repeat:
-        yield f"--budget {options.budget} is enough for {made} of {options.repeat} rounds."
-
-
 def _too_few_answers(stores: Sequence[StoreRuns], rows: Sequence[Row]) -> Iterator[str]:
     """Yield a note on percentiles with too few answers; azure-cosmos is read slowly, so it never has a p99.9."""
     usual = {store.candidate.name for store in stores if store.candidate.client != BY_SDK}
     names = {row.figure for row in rows if row.note == TOO_FEW_ANSWERS and row.subject in usual}
     few = [name for name in PERCENTILES if name in names]
     if few:
-        yield f"{' and '.join(few)}: too few answers; a longer --budget or more rounds (--repeat) give more."
+        yield f"{' and '.join(few)}: too few answers; more rounds (--repeat) give more."
 
 
 def _late(stores: Sequence[StoreRuns]) -> Iterator[str]:

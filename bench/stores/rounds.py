@@ -1,7 +1,6 @@
 """Rounds of a comparison of stores, which take turns, in a random order and then in the reverse (B A, A B, A B, …)."""
 
 import asyncio
-import math
 import random
 import shutil
 import tempfile
@@ -52,6 +51,7 @@ LIST_LENGTH = 20
 EMULATOR_RU = 10_000  # writes the lists in seconds
 PATIENCE_S = 1.0  # that services wait for a read: after 50 ms, a slow read would become a fast popular list
 BETWEEN_S = 0.25  # from one run to the next
+MEASURING_S = 130.0  # of all rounds, unless their number is given
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,21 +241,20 @@ def _require_same_lists(manifests: Mapping[str, Manifest]) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoundSettings:
-    """Settings of the rounds: `rounds` at most, as many as fit into `budget_s` seconds, and MIN_ROUNDS at least."""
+    """Settings of the rounds; without `rounds`, as many are made as fit into MEASURING_S, and MIN_ROUNDS at least."""
 
     rate: float
     duration_s: float
     warmup_s: float
     draw: KeyDraw
-    rounds: float = math.inf
-    budget_s: float = math.inf
+    rounds: int | None = None
     full_s: float = 0.0
     """Seconds of full load for each store and round."""
 
     def count(self, stores: int) -> int:
         """Return the number of rounds in which *stores* are measured."""
-        fitting = self.budget_s / (stores * (self.duration_s + self.full_s + BETWEEN_S))
-        return int(min(self.rounds, max(MIN_ROUNDS, fitting)))
+        fitting = MEASURING_S / (stores * (self.duration_s + self.full_s + BETWEEN_S))
+        return self.rounds or max(MIN_ROUNDS, int(fitting))
 
 
 @dataclass(frozen=True, slots=True)

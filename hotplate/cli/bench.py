@@ -95,7 +95,6 @@ def stores(options: StoresOptions, written: Written = Path("hotplate-stores")) -
     """
     from hotplate.bench.stores.report import compare_stores
 
-    require_file_path(options.record)
     _measure_and_report("stores", lambda display: compare_stores(options, display), written)
 
 
@@ -202,9 +201,7 @@ def cosmos_emulator(
     tls: Annotated[bool, _flag("Serve HTTPS with a new self-signed certificate.")] = False,
     certificate: Annotated[Path | None, _flag("Write the certificate of --tls to this file.")] = None,
     charges: Annotated[Path | None, _flag("Use the coefficients of this file, as charges.toml.")] = None,
-    latency: Annotated[
-        str | None, _flag("The delay of responses, as p50=4ms,p99=10ms, or a recorded file.", metavar="LATENCY|FILE")
-    ] = None,
+    latency: Annotated[str | None, _flag("The delay of responses, as p50=4ms,p99=10ms.", metavar="LATENCY")] = None,
 ) -> None:
     """Emulate Azure Cosmos DB for NoSQL in memory, with request units and 429s. It is not the service.
 

@@ -9,11 +9,11 @@ from hotplate.base.exit_codes import FAILED
 from hotplate.bench.errors import BenchMisused
 from hotplate.bench.options import SweepOptions
 from hotplate.bench.planner.prices import load as load_prices
-from hotplate.bench.ru import charges as charge_measurement
-from hotplate.bench.ru.charges import ChargesPlan, MeasuredCharges
-from hotplate.bench.ru.levels import Sweep
+from hotplate.bench.ru import measured_charges
+from hotplate.bench.ru.measured_charges import ChargesPlan, MeasuredCharges
 from hotplate.bench.ru.run import account_regions, cost
 from hotplate.bench.ru.run import plan as plan_sweep
+from hotplate.bench.ru.sweep import Sweep
 from hotplate.cli.terminal import err
 from hotplate.stores.cosmos.charges import load as load_charges
 
@@ -43,7 +43,7 @@ def _confirm(*, yes: bool) -> None:
 
 def confirmed_charges(store: str, sizes: str, *, dry_run: bool, yes: bool) -> ChargesPlan | None:
     """Print the cost of measuring charges, and return the plan once it is confirmed; None for a dry run."""
-    plan = charge_measurement.plan(store, sizes)
+    plan = measured_charges.plan(store, sizes)
     for line in plan.lines(load_charges(), load_prices(), account_regions(plan.url), time()):
         err.print(line)
     if dry_run:
@@ -55,4 +55,4 @@ def confirmed_charges(store: str, sizes: str, *, dry_run: bool, yes: bool) -> Ch
 def measure_charges(plan: ChargesPlan) -> MeasuredCharges:
     """Measure, and show what is being measured."""
     with err.status("") as status:
-        return charge_measurement.measure(plan, load_charges(), status.update)
+        return measured_charges.measure(plan, load_charges(), status.update)

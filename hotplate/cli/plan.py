@@ -7,11 +7,12 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Annotated
-from urllib.parse import parse_qsl, urlencode
+from urllib.parse import urlencode
 
 from click.exceptions import Exit
 
 from hotplate.base.report import Report, write_file
+from hotplate.bench.figure_names import read_report
 from hotplate.bench.planner import inputs
 from hotplate.bench.planner import prices as price_list
 from hotplate.bench.planner.formulas import explain
@@ -31,7 +32,7 @@ from hotplate.cli.terminal import (
 from hotplate.stores.cosmos import charges as cosmos_charges
 from hotplate.stores.cosmos.charges import Charges
 from hotplate.stores.errors import did_you_mean
-from hotplate.stores.options import Argument, Flag
+from hotplate.stores.options import Flag
 from hotplate.stores.urls import redacted
 
 _flag = partial(Flag, prefix="PLAN_")
@@ -73,12 +74,8 @@ class PlanFlags:
         Path | None, _output("Write the report to NAME.json and NAME.html.", name="out", metavar="NAME")
     ] = None
     open_page: Annotated[
-        bool, _output("Open the planner as a page, on loopback, until Ctrl-C, with the inputs of QUERY.", name="open")
+        bool, _output("Open the planner as a page, on loopback, until Ctrl-C, with these inputs.", name="open")
     ] = False
-    query: Annotated[
-        str | None,
-        Argument("Inputs as the address of the planner's page has them, as 'users=1M&peak_rps=500'.", metavar="QUERY"),
-    ] = None
 
     def __post_init__(self) -> None:
         if self.source and self.check:
@@ -143,7 +140,7 @@ def _read_sources(flags: PlanFlags, values: Mapping[str, str | None], baseline: 
     values    inputs that have a flag, as texts; None if the flag is missing
     baseline  the saved plan of `--from` or `--check`, if any
     """
-    reports = {path: inputs.read_report(path) for path in flags.from_report}
+    reports = {path: read_report(path) for path in flags.from_report}
     return _Sources(
         layers=_file_inputs(flags, baseline, reports),
         command_line=_command_line_inputs(flags, values),
@@ -212,7 +209,7 @@ plan.__signature__ = inspect.Signature(list(_parameters()))  # type: ignore[attr
 
 
 def _command_line_inputs(flags: PlanFlags, inputs_by_flag: Mapping[str, str | None]) -> list[InputSource]:
-    """Return the inputs of the page's query (`--open`), of `--set NAME=VALUE`, and of flags; later ones win.
+    """Return the inputs of `--set NAME=VALUE`, and of flags; later ones win.
 
     *inputs_by_flag* has the inputs that have a flag of their own, None if the flag is missing. Raises PlanMisused for a
     text without a name and a value.
@@ -225,14 +222,7 @@ def _command_line_inputs(flags: PlanFlags, inputs_by_flag: Mapping[str, str | No
         from_set[name.strip()] = value.strip()
 
     from_flags = {name: value for name, value in inputs_by_flag.items() if value is not None}
-    layers = [InputSource("flag", from_set, "--set {name}"), InputSource("flag", from_flags, "--{flag}")]
-
-    if flags.query is None:
-        return layers
-    from_query = dict(parse_qsl(flags.query.removeprefix("?")))
-    if not from_query:
-        raise inputs.PlanMisused(f"{flags.query!r} is not a query, as 'users=1M&peak_rps=500'")
-    return [InputSource("query", from_query, "{name!r} in the query"), *layers]
+    return [InputSource("flag", from_set, "--set {name}"), InputSource("flag", from_flags, "--{flag}")]
 
 
 def _open_page(flags: PlanFlags, prices: Path, sources: _Sources) -> None:

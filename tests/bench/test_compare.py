@@ -12,8 +12,8 @@ from hotplate.base.report import Report, Row, to_json
 from hotplate.bench.compare import compare, read
 from hotplate.bench.errors import BenchMisused
 from hotplate.bench.figure_names import LATENESS
-from hotplate.bench.http import HttpRuns, report
 from hotplate.bench.http_plan import make_plan
+from hotplate.bench.http_report import HttpRuns, report
 from hotplate.bench.loadgen.load import Gets, Load
 from hotplate.bench.options import HttpOptions
 from hotplate.bench.statistics import mean
@@ -207,17 +207,23 @@ def test_a_report_is_read_back_and_anything_else_is_refused(tmp_path: Path) -> N
     assert read(path).rows == report.rows
     for unusable in (
         replace(report, interrupted=True), replace(report, failures=("late",)), replace(report, broken=("popular",)),
-        replace(report, rows=()), replace(report, kind="stores"), replace(report, extra={"rounds": []}),
+        replace(report, kind="stores"), replace(report, extra={"rounds": []}),
         replace(report, extra={"rounds": [{}]}), replace(report, extra={"rounds": [1]}), replace(report, extra={}),
     ):  # fmt: skip
         path.write_text(json.dumps(to_json(unusable)))
         with pytest.raises(BenchMisused, match=r"report\.json"):
             read(path)
+    path.write_text(json.dumps(to_json(replace(report, kind="stores"))))
+    with pytest.raises(BenchMisused, match=r"is a report of kind stores, and compare takes those of bench http"):
+        read(path)
+    path.write_text(json.dumps(to_json(replace(report, extra={"rounds": []}))))
+    with pytest.raises(BenchMisused, match=r"no rounds at one rate, such as a sweep of --batch; measure by"):
+        read(path)
     for text in ("{}", "[]", "nonsense", '{"format": 9}'):
         path.write_text(text)
         with pytest.raises(BenchMisused, match=r"report\.json"):
             read(path)
-    with pytest.raises(BenchMisused, match="does not exist"):
+    with pytest.raises(BenchMisused, match=r"No such file or directory; give the NAME\.json that"):
         read(tmp_path / "none.json")
     with pytest.raises(BenchMisused, match="Is a directory"):
         read(tmp_path)

@@ -26,9 +26,9 @@ from rich.console import Console
 from hotplate.base.report import Report, from_json, print_report, rounded, to_json
 from hotplate.bench import http, http_plan
 from hotplate.bench.errors import BenchFailed, BenchMisused
-from hotplate.bench.http import HttpRuns
-from hotplate.bench.http import report as render
 from hotplate.bench.http_plan import make_plan
+from hotplate.bench.http_report import HttpRuns
+from hotplate.bench.http_report import report as render
 from hotplate.bench.lists import CheckResult, check_answers, check_samples
 from hotplate.bench.loadgen.generator import LoadWorker
 from hotplate.bench.loadgen.load import Gets, Load
@@ -213,8 +213,8 @@ def test_lateness_of_all_rounds_is_named_as_their_p99() -> None:
 def test_a_report_compared_with_itself_shows_no_difference(report_page: ModuleType, tmp_path: Path) -> None:
     fixed = report_of(*[measured(1_000)] * 5)
     assert fixed.sentence == (
-        "p99 is 1.0 ms at 1,000 answers/s, no errors. How sure: p99 1 ms to 1 ms (95 % interval, as 5 "
-        "rounds differ). Assumed: users requested equally often (--zipf), the lists are right (--store compares them)."
+        "p99 is 1.0 ms at 1,000 answers/s, no errors. How sure: p99 1 ms to 1 ms (95 % interval over 5 "
+        "rounds). Assumed: users requested equally often (--zipf), the lists are right (--store compares them)."
     )
     report_page.save(fixed, tmp_path / "report")
     compared = bench("compare", tmp_path / "report.json", tmp_path / "report.json")
@@ -495,7 +495,11 @@ def test_service_with_keys_is_not_measured_without_a_key(store: Path, tmp_path: 
         (("http", "http://127.0.0.1:9"), 2, "--users N"),
         (("http", "ftp://x", "--users", "5"), 2, "http://HOST:PORT"),
         (("http", "http://x", "--users", "5", "--out", "/no/such/folder"), 2, "no folder /no/such"),
-        (("compare", "/no/such.json", "/no/other.json"), 2, "/no/such.json does not exist"),
+        (
+            ("compare", "/no/such.json", "/no/other.json"),
+            2,
+            "/no/such.json: no such file or directory; give the name.json",
+        ),
         (("http", "http://127.0.0.1:9", "--keys-file", "/no/ids"), 2, "--keys-file: /no/ids: No such file"),
         (
             ("http", "http://127.0.0.1:9", "--store", "redis://127.0.0.1:9/0"),
@@ -714,7 +718,7 @@ def test_a_stopped_sweep_says_that_further_sizes_were_not_measured(report_page: 
     assert stopped.sentence.startswith("Of the sizes before the sweep was stopped, the smallest batch that gives 90 %")
     report_page.save(stopped, tmp_path / "sweep")
     sweep = tmp_path / "sweep.json"
-    failed(bench("compare", sweep, sweep), "is no report of hotplate bench http with rounds: it has none", code=2)
+    failed(bench("compare", sweep, sweep), "has no rounds at one rate, such as a sweep of --batch", code=2)
 
 
 def test_compared_lists_are_drawn_from_all_answers_with_lists_or_without(store: Path, tmp_path: Path) -> None:

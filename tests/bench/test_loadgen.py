@@ -15,13 +15,14 @@ from rich.console import Console
 from hotplate.base.report import Report, to_json
 from hotplate.bench import http
 from hotplate.bench.errors import BenchFailed
-from hotplate.bench.http import HttpRuns, report
+from hotplate.bench.figure_names import read_report
 from hotplate.bench.http_plan import make_plan
+from hotplate.bench.http_report import HttpRuns, report
 from hotplate.bench.loadgen.load import Gets, Load, failure_by_status
 from hotplate.bench.loadgen.result import Result, lag_us, latency_us, percentile_us
 from hotplate.bench.objective import Objective, parse_objective
 from hotplate.bench.options import HttpOptions
-from hotplate.bench.planner.inputs import from_report, read_report
+from hotplate.bench.planner.inputs import from_report
 from hotplate.bench.progress import ProgressDisplay
 from hotplate.bench.search import Trial, first_outside, highest, knee, search
 from hotplate.bench.verdict import BOUNDS, Finding, Gravity

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from hotplate.base.report import Report, Row, to_json
-from hotplate.bench.planner.inputs import INPUT_FIELDS, InputSource, PlanMisused, from_report, merge, read_report
+from hotplate.bench.figure_names import read_report
+from hotplate.bench.planner.inputs import INPUT_FIELDS, InputSource, PlanMisused, from_report, merge
 from hotplate.bench.planner.prices import OURS, PricesUnreadable, load
 from tests.support.command import hotplate
 from tests.support.paths import ROOT
@@ -102,13 +103,13 @@ def test_saved_plan_check_fails_after_growth(tmp_path: Path) -> None:
     assert plan(*LEAST, "--save", file).returncode == 0
     same = plan("--check", file)
     assert same.returncode == 0
-    assert same.stdout.startswith("17 of 17 figures are inside 10 % of plan.toml\n")
+    assert same.stdout.startswith("17 of 17 figures are inside 10 % of plan.toml.\n")
     more = plan("--check", file, "--peak-rps", "700")
     assert more.returncode == 3
     assert "serve_ru grew from 800 RU/s to 1,000 RU/s (+25%)" in more.stdout
     first_line = " ".join(more.stdout.split("LOOK OUT")[0].split())
     assert first_line.startswith("reads_ru grew from ")  # it began with the figures that are inside
-    assert first_line.endswith(" figures are inside 10 % of plan.toml")
+    assert first_line.endswith(" figures are inside 10 % of plan.toml.")
     as_json = plan("--check", file, "--peak-rps", "700", "--json")
     assert as_json.returncode == 3
     assert "serve_ru" in " ".join(json.loads(as_json.stdout)["broken"])
@@ -267,7 +268,7 @@ def test_prices_are_replaced_by_a_file_and_each_has_a_source(tmp_path: Path) -> 
     before = values(planned(*LEAST))
     assert doubled["manual_cost"] == pytest.approx(2 * before["manual_cost"] - before["storage_cost"])
     shown = plan(*LEAST, "--prices", yours, "--all").stdout
-    assert "EUR a month" in " ".join(shown.split())
+    assert "82.0 EUR/month in all" in " ".join(shown.split())
     assert "prices in EUR from yours.toml" in shown
     assert "USD" not in shown
 

@@ -65,7 +65,6 @@ function showAnswer(plan) {
   byId("figures").innerHTML = plan.figures;
   byId("command").textContent = plan.command;
   byId("toml").textContent = plan.toml;
-  byId("again").textContent = plan.again;
   for (const id of ANSWERS) byId(id).hidden = false;
 }
 

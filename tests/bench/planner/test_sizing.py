@@ -217,7 +217,7 @@ def test_difference_within_price_uncertainty_is_a_tie() -> None:
     def at(reads_s: float) -> str:
         return report(a_plan(peak_rps=reads_s), "prices.toml").sentence
 
-    files = "files in pods, 81.8 USD a month in all; then "
+    files = "files, 81.8 USD/month in all; then "
     assert f"{files}Cosmos DB as serverless, 83.1; then Redis, 105 ± 4.7. " in at(1)
     # Serverless costs 2,310 USD, ±10 %, and two nodes of 120 GB 4,560, assumed to ±50 %.
     lists = {"list_bytes": None, "list_length": 20, "encoding": "zstd"}
@@ -232,8 +232,8 @@ def test_the_first_sentences_name_the_load_and_what_is_assumed() -> None:
     sourced = merge([InputSource("test", {"users": 1_000_000, "peak_rps": 500, "growth_percent": 2, "months": 12})])
     plan = calculate(sourced, our_prices(), our_charges())
     first = report(plan, "prices.toml").sentence
-    assert first.startswith("Cheapest for 1,268,242 users, peaks of 634 requests/s in 12 months: files in pods, ")
-    assert re.search(r" How sure: ± by store prices\. Assumed: lists of 20 items, no cache, \d+ more\.$", first)
+    assert first.startswith("Cheapest for 1,268,242 users, up to 634 requests/s in 12 months: files, ")
+    assert re.search(r" How sure: ± by store prices\. Assumed: lists of 20 items, no cache, \d+ more inputs\.$", first)
     measured = report(a_plan(list_bytes=700, hit_rate=0.5), "prices.toml").sentence
     assert " Assumed: " in measured
     assert "lists of" not in measured
@@ -497,7 +497,7 @@ def test_summary_is_short_and_complete_at_80_columns() -> None:
         assert len(lines) <= 26
         assert max(map(len, lines)) <= 80
         assert "…" not in out.getvalue()
-        (whole,) = (line for line in lines if line.startswith("in all"))
+        (whole,) = (line for line in lines if line.startswith("in all, "))
         assert len(whole.split()) == 8  # each option has a figure, or a dash
 
 

@@ -22,14 +22,13 @@ from hotplate.bench.ru.levels import (
     OVERLOAD,
     Level,
     LevelTrial,
-    Sweep,
     from_store,
     measure_level,
-    report,
     trial,
 )
 from hotplate.bench.ru.run import cost, plan
 from hotplate.bench.ru.sandbox import own_url
+from hotplate.bench.ru.sweep import Sweep, report
 from hotplate.stores.cosmos.url import Throughput
 from tests.support.planning import a_plan
 from tests.support.soak import in_soak
@@ -218,7 +217,7 @@ def test_answer_is_about_the_highest_requested_level() -> None:
     assert reported_run.sentence == (
         "On an emulator, 100 RU/s carry 100 reads/s of 1 KB for 5.84 USD a month; "
         "11,000 RU/s carry (computed) 11,000 for 642 USD. "
-        "Assumed: the latency of Cosmos DB, charges as Azure documents them, RU/s in full use."
+        "Assumed: Cosmos DB's latency, charges as Azure documents them, RU/s in full use."
     )
     out = io.StringIO()
     print_report(reported_run, Console(file=out, width=80))
@@ -249,7 +248,10 @@ def test_levels_of_autoscale_are_priced_as_autoscale() -> None:
 def test_the_answer_has_the_interval_of_the_reads() -> None:
     """Nothing said how sure the reads/s of the first line were."""
     level = measure_level(LEVEL, Account(400, 1.0).attempt(LEVEL, 6), emulated=True)
-    assert "How sure: 400 to 400 reads/s at 400 RU/s (95 % interval, as 6 seconds differ). " in reported(level).sentence
+    assert (
+        "How sure: 400 to 400 reads/s at 400 RU/s (95 % interval over the 6 seconds of a trial). "
+        in reported(level).sentence
+    )
 
 
 def test_a_plan_plots_a_curve_for_each_size_of_lists() -> None:

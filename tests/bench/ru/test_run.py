@@ -22,7 +22,7 @@ from rich.console import Console
 from hotplate.base.report import print_report
 from hotplate.bench.cosmos_emulator.server import EmulatorSettings
 from hotplate.bench.errors import BenchFailed
-from hotplate.bench.ru.charges import Charge, MeasuredCharges, measure, plan
+from hotplate.bench.ru.measured_charges import Charge, MeasuredCharges, measure, plan
 from hotplate.bench.ru.sandbox import Sandbox, sandbox
 from hotplate.stores.cosmos.account import CosmosAccount
 from hotplate.stores.cosmos.charges import load
