@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from hotplate.bench.cosmos_emulator.partitions import encode
-from hotplate.serve.tiers.reader import TieredReader
+from hotplate.serve.lists.reader import TieredReader
 from hotplate.stores.catalogue import ReleaseId, ReleaseRef
 from hotplate.stores.cosmos.errors import DEADLINE_S
 from hotplate.stores.cosmos.items import container_of, name_of
