@@ -7,7 +7,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from hotplate.serve.connections.connection import CHUNKED_PIECE_BYTES, State
+from hotplate.serve.connections.connection import State
+from hotplate.serve.connections.framing import CHUNKED_PIECE_BYTES
 from hotplate.serve.embedded import Lists
 from hotplate.serve.lists.reader import TieredReader
 from tests.support.lane import Pair, connected, sent_to
