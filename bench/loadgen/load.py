@@ -14,6 +14,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
+from hotplate.base.recommendations import RequestOptions
 from hotplate.bench.errors import BenchMisused
 from hotplate.bench.loadgen.result import AnsweredList, ResponseSample
 from hotplate.stores.urls import redacted
@@ -31,8 +32,10 @@ CONTENT_TYPE = "content type"
 MISSING_LIST = "missing list"
 EMPTY_LIST = "empty list"
 TLS = "TLS"  # begins the kind of a failed handshake, which ends with the reason
+# Options that never empty a list.
+HARMLESS = {"fields", "list", "segment", "per", "else_", "timeout_s"}
 # Parameters of a request that allow an empty list.
-FILTERS = (b"where=", b"exclude=", b"after=")
+FILTERS = [f"{name}=".encode() for name in RequestOptions.__optional_keys__ - HARMLESS]
 ROUNDING = 1e-9
 
 Positions = NDArray[np.int64]

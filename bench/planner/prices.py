@@ -9,7 +9,7 @@ import json
 import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.error import HTTPError
@@ -132,21 +132,21 @@ class Prices:
         return replace(self, named=moved, redis=sizes)
 
 
-class PriceFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The tables of a file of prices."""
-
-    currency: str
-    ru_hour: Price
-    autoscale_factor: Price
-    serverless_million_ru: Price | None = None
-    storage_gb_month: Price
-    cpu_hour: Price
-    disk_gb_month: Price | None = None
-    redis_gb_hour: Price | None = None
-    redis_quoted: dict[str, Any] = {}
-    """Keys for the prices of all sizes of Redis."""
-
-    redis: tuple[dict[str, Any], ...] = ()
+# The prices that a file may have: those of ours.
+_NAMES = [name for name, table in tomllib.loads(OURS.read_text()).items() if "amount" in table]
+PriceFile = msgspec.defstruct(
+    "PriceFile",
+    [
+        ("currency", str),
+        *((name, Price) if name in ESSENTIAL_PRICES else (name, Price, None) for name in _NAMES),
+        # Keys for the prices of all sizes of Redis.
+        ("redis_quoted", dict[str, Any], {}),
+        ("redis", tuple[dict[str, Any], ...], ()),
+    ],
+    kw_only=True,
+    forbid_unknown_fields=True,
+)
+"""The tables of a file of prices."""
 
 
 def load(path: Path = OURS) -> Prices:
@@ -168,25 +168,28 @@ def parse(text: str) -> Prices:
     Raises KeyError, TypeError or ValueError for a missing or invalid one.
     """
     tables = tomllib.loads(text)
-    file = msgspec.convert(tables, PriceFile)
-    named = {name: tables[name] for name in file.__struct_fields__ if isinstance(getattr(file, name), Price)}
-    sizes = [size | {"node_hour": _price_of_node(size, file)} for size in file.redis]
-    prices = msgspec.convert({"currency": file.currency, "named": named, "redis": sizes}, Prices)
+    msgspec.convert(tables, PriceFile)  # raises it, with the name of the table
+    named = {name: tables[name] for name in _NAMES if name in tables}
+    sizes = [size | {"node_hour": _price_of_node(size, tables)} for size in tables.get("redis", ())]
+    prices = msgspec.convert({"currency": tables["currency"], "named": named, "redis": sizes}, Prices)
     if len({size.name for size in prices.redis}) < len(sizes):
         raise ValueError("two sizes of Redis have the same name")
     return replace(prices, redis=tuple(sorted(prices.redis, key=lambda size: size.gb)))
 
 
-def _price_of_node(size: Mapping[str, Any], file: PriceFile) -> Mapping[str, Any]:
-    """Return the price of a node of a size of Redis for an hour, as a table: its own, or that of its GB."""
+def _price_of_node(size: Mapping[str, Any], tables: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the price of a node of a size of Redis for an hour, as a table: its own, or that of its GB.
+
+    *tables* are those of the file.
+    """
     origin = {"per": f"node of {size['name']} for an hour", "meter": (REDIS_PRODUCT, size["name"])}
     if "amount" in size:
-        return {**origin, **file.redis_quoted, **size}
-    if file.redis_gb_hour is None:
+        return {**origin, **tables.get("redis_quoted", {}), **size}
+    if "redis_gb_hour" not in tables:
         raise ValueError(f"redis {size['name']} has no amount, and there is no redis_gb_hour")
-    of_gb = file.redis_gb_hour.amount
+    of_gb = tables["redis_gb_hour"]["amount"]
     per = f"{origin['per']}: {size['gb']:g} GB at {of_gb:g}"
-    return {**asdict(file.redis_gb_hour), **origin, "amount": size["gb"] * of_gb, "per": per}
+    return {**tables["redis_gb_hour"], **origin, "amount": size["gb"] * of_gb, "per": per}
 
 
 class ListedPrice(msgspec.Struct, frozen=True, rename="camel"):

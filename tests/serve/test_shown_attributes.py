@@ -127,7 +127,7 @@ def test_pages_and_filters_keep_the_fields(service: Service) -> None:
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [
-        ("id,margin", "items of this release have id, score, title, price, image, sku, and no 'margin'"),
+        ("id,margin", f"items of this release have {', '.join((*ITEM_FIELDS, *SHOWN))}, and no 'margin'"),
         ("id,size", "and no 'size'"),
         ("id,filler", "and no 'filler'"),
         ("price", "fields is 'price', and begins with id"),

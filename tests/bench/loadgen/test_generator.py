@@ -177,7 +177,10 @@ async def test_every_server_behaviour_is_counted(act: Act, load: dict[str, Any],
         (GET, http(200, list_of("1")), {}),
         (GET, http(200, b'{"items": [{}], "user": "1"}', "application/json; charset=utf-8"), {}),
         (Gets("/v1/similar/{key}", ONE), http(200, b'{"item":"1","items":[{}]}'), {}),
-        (Gets("/v1/recommendations/{key}?where=x", ONE), http(200, b'{"user":"1","items":[]}'), {}),
+        *(
+            (Gets(f"/v1/recommendations/{{key}}?{option}=x", ONE), http(200, b'{"user":"1","items":[]}'), errors)
+            for option, errors in {"where": {}, "exclude": {}, "after": {}, "per": {"empty list": 10}}.items()
+        ),
         (GET, http(200, b'{"user":"1","items":[]}'), {"empty list": 10}),
         (GET, http(200, b'{"user":[1],"items":[{}]}'), {"missing list": 10}),
         (Gets("/livez"), http(200, b"alive", "text/plain"), {}),

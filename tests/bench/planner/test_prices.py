@@ -124,6 +124,23 @@ def test_a_misspelt_table_is_named(right: str, wrong: str, tmp_path: Path) -> No
     assert f"Object contains unknown field `{wrong}`" in " ".join(done.stderr.split())
 
 
+def test_a_missing_price_is_named_unless_plans_do_without_it() -> None:
+    ours = azure_prices.OURS.read_text()
+    for name in load().named.keys() - {azure_prices.NOT_ASKED}:
+        table = ours[ours.index(f"[{name}]") :].partition("\n\n")[0]
+        without = ours.replace(table, "")
+        if name in azure_prices.ESSENTIAL_PRICES:
+            with pytest.raises(ValueError, match=f"missing required field `{name}`"):
+                parse(without)
+        else:
+            assert parse(without).named.keys() == load().named.keys() - {name}
+
+
+def test_an_invalid_price_is_named_with_its_table() -> None:
+    with pytest.raises(ValueError, match=r"\$\.cpu_hour\.amount"):
+        parse(azure_prices.OURS.read_text().replace("amount = 0.048", 'amount = "dear"'))
+
+
 def test_command_writes_a_price_file_for_plans(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "prices.toml"
     with retail_list() as url:

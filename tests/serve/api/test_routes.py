@@ -14,7 +14,7 @@ from tests.support.service import a_list, publish_lists, running
 @pytest.mark.parametrize(
     ("row", "error"),
     [
-        ('"GET", "/v1/trending", "trending"', "'ListHandlers' has no attribute 'trending'"),
+        ('"GET", "/v1/no-route", "no_handler"', "'ListHandlers' has no attribute 'no_handler'"),
         ('"POST", "/v1/popular", "popular"', "ImportError: a path has two rows"),
     ],
 )

@@ -11,7 +11,7 @@ from tests.support.processes import run_process
 def test_option_that_only_calls_have_is_an_error_at_import() -> None:
     program = (
         "from hotplate.base.recommendations import RequestOptions\n"
-        "RequestOptions.__optional_keys__ |= {'exclude_prefix'}\n"
+        "RequestOptions.__optional_keys__ |= {'not_an_option'}\n"
         "import hotplate.serve.lists.options\n"
     )
     done = run_process(sys.executable, "-c", program, code=1, cwd=ROOT)

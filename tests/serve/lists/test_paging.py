@@ -233,7 +233,7 @@ class ShownPage:
 
 
 async def next_page(world: World, request: Request, after: str, n: int) -> ShownPage:
-    selection = Selection(n, tuple(request.excluded), request.where, segment=request.segment)
+    selection = Selection(n, exclude=tuple(request.excluded), where=request.where, segment=request.segment)
     wanted = ListRequest(request.row.kind, request.row.id, selection=selection, after=parse_cursor(after))
     if request.row.kind == USER and world.draws.random() < 0.5:
         whole = ListRequest(USER, world.draws.choice(USERS), selection=selection)
