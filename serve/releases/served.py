@@ -1,6 +1,6 @@
 """Served releases: what a worker keeps of a release while it answers from it."""
 
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import count
@@ -28,11 +28,15 @@ MISSED = 256
 _loads = count()
 
 
+def _no_lookups() -> list[int]:
+    return [0] * len(LOOKUP_OUTCOMES)
+
+
 @dataclass(slots=True, eq=False)
 class ReleaseTally:
     """What a worker has counted while it answered from a release."""
 
-    lookups: dict[str, list[int]] = field(default_factory=lambda: {"": [0] * len(LOOKUP_OUTCOMES)})
+    lookups: defaultdict[str, list[int]] = field(default_factory=lambda: defaultdict(_no_lookups, {"": _no_lookups()}))
     """By the name of the list that was requested (all lists: the empty one), and the index in LOOKUP_OUTCOMES."""
 
     damaged: int = 0
@@ -46,10 +50,6 @@ class ReleaseTally:
 
     unexamined: float = 0.0
     """Misses since it is live of which it is unknown whether the release before has the list."""
-
-    def count(self, outcome: int, lists: int = 1, name: str = "") -> None:
-        """Count *lists*, all or those requested by a *name*; *outcome* is an index of LOOKUP_OUTCOMES."""
-        self.lookups.setdefault(name, [0] * len(LOOKUP_OUTCOMES))[outcome] += lists
 
     def take_missed(self) -> list[str]:
         """Return the keys of missing rows since the last call, and forget them."""

@@ -121,7 +121,10 @@ def is_list(result: ReadResult) -> TypeGuard[bytes]:
 
 def _is_missed(missed: Iterable[Origin], release: ServedRelease) -> bool:
     """Return whether a row is absent in a release, which any tier may have: then it is not read in it again."""
-    return any(origin.release.id == release.id for origin in missed)
+    for origin in missed:  # noqa: SIM110 -- `any` takes 0.3 µs more
+        if origin.release.id == release.id:
+            return True
+    return False
 
 
 def get_nowait(
@@ -330,10 +333,6 @@ class Lookups:
         self._reads = set[asyncio.Task[None]]()
 
     # Single rows
-
-    def get_nowait(self, row: RowKey, known: Origin | None = None) -> RowsRead | None:
-        """Read *row* without I/O, None if a tier needs it; *known* is where the row is known to be absent."""
-        return get_nowait(self._tiers, row, known)
 
     async def read_row(self, row: RowKey) -> RowsRead:
         """Read *row* together with the others of this iteration of the event loop.

@@ -217,7 +217,7 @@ class Tier(ABC):
 
         While two releases are compared, lists of users are also counted by role.
         """
-        release.tally.count(outcome, lists)
+        release.tally.lookups[""][outcome] += lists
         outcome_name = LOOKUP_OUTCOMES[outcome]
         self.metrics.count_lookup(source, outcome_name, lists)
         role = self.follower.compared_role(release) if kind == USER else None
