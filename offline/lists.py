@@ -123,7 +123,8 @@ class ModelLists:
             attributes=read_attributes(settings.attributes, settings.attribute_kinds, settings.shown),
         )
 
-        if not ranked.allowed_count:
+        allowed = ranked.options.allowed
+        if allowed is not None and not allowed.any():
             raise DataError(f"None of the {len(ids):,} items of the model may be recommended; see the rules.")
         if ranked.available_count < LEAST_AVAILABLE * len(ids) and not settings.force:
             raise DataError(
@@ -270,9 +271,9 @@ class ModelLists:
 
     def _item_entries(self, recent: RecentWeights | None) -> Iterator[ItemEntry]:
         """Yield each item with its title and what the rules say of it, for the lists that the service computes."""
-        allowed = self.ranked.allowed
+        allowed = self.ranked.options.allowed
         cap = self.ranked.cap
-        boosts = self.ranked.boosts
+        boosts = self.ranked.options.boosts
         for number, item in enumerate(self.model.matrix.item_ids):
             categories = () if cap is None else cap.of(number)
             yield ItemEntry(

@@ -15,7 +15,7 @@ from hotplate.offline.input.pairs import Allowed, Floats, Indices, Mask, UserIte
 from hotplate.offline.model import Model, Users
 from hotplate.offline.rules import Rules
 from hotplate.offline.train.popularity import Popular, Popularity, order_by_popularity, recent_popularity
-from hotplate.offline.train.ranking import Boosts, Ranked
+from hotplate.offline.train.ranking import Boosts, Ranked, RankOptions
 from hotplate.offline.variety import (
     ItemSimilarity,
     level_scores,
@@ -41,29 +41,24 @@ class RuledLists:
 
     Popular items fill lists that rules shorten.
 
-    boosts      of items, None without any
-    allowed     the mask of items that may be recommended, None for all
+    options     of the ranking: seen items, those that may be recommended, users' own interactions, and boosts
     cap         of items of a category, None without one
     similarity  of items, None without diversity
     new         draws new items, None unless they are explored
     popularity  fills lists
     pins        items at the head of lists
-    own         counts of users' own interactions [users, items], None unless lists keep seen items
     shown       days on which an item was shown without a click [users, items], None without showings
     """
 
     model: Model
     rules: Rules
     length: int
-    keep_seen: bool
-    boosts: Boosts | None
-    allowed: Allowed
+    options: RankOptions
     cap: CategoryCap | None
     similarity: ItemSimilarity | None
     new: NewItems | None
     popularity: Popularity
     pins: Indices
-    own: UserItems | None
     shown: UserItems | None
 
     @classmethod
@@ -90,15 +85,12 @@ class RuledLists:
             model=model,
             rules=rules,
             length=length,
-            keep_seen=keep_seen,
-            boosts=boosts,
-            allowed=allowed,
+            options=RankOptions(keep_seen, allowed, own=model.own_counts() if keep_seen else None, boosts=boosts),
             cap=_category_cap(rules, ids),
             similarity=ItemSimilarity(model.similar) if rules.diversity else None,
             new=new,
             popularity=Popularity(counts.astype(np.float32)),
             pins=_pins(rules, ids, allowed),
-            own=model.own_counts() if keep_seen else None,
             shown=None if rules.showings is None else rules.showings.days_without_click(matrix),
         )
 
@@ -106,7 +98,7 @@ class RuledLists:
         """Return a range of the model's users, with the facts that rules use."""
         rows = slice(start, stop)
         return self.model.users(start, stop)._replace(
-            own=None if self.own is None else self.own[rows],
+            own=None if self.options.own is None else self.options.own[rows],
             shown=None if self.shown is None else self.shown[rows],
         )
 
@@ -115,7 +107,7 @@ class RuledLists:
         return replace(
             self,
             model=model,
-            own=None if users is None else users.own,
+            options=replace(self.options, own=None if users is None else users.own),
             shown=None if users is None else users.shown,
         )
 
@@ -125,11 +117,6 @@ class RuledLists:
         ids = self.model.matrix.item_ids
         available = self.rules.available
         return len(ids) if available is None else sum(item in available for item in ids)
-
-    @property
-    def allowed_count(self) -> int:
-        """Number of items that all rules allow."""
-        return len(self.model.matrix.item_ids) if self.allowed is None else int(self.allowed.sum())
 
     def personal(self, users: Indices) -> Ranked:
         """Return the lists of some users by all rules: items and scores [users, length], best first.
@@ -152,7 +139,7 @@ class RuledLists:
         """Rank items similar to the columns *items*; short lists are not filled."""
         similar = self.model.similar
         return self._ranked_under_cap(
-            lambda batch, depth: similar.similar_items(batch, depth, allowed=self.allowed), items, self.length
+            lambda batch, depth: similar.similar_items(batch, depth, allowed=self.options.allowed), items, self.length
         )
 
     def popular(self) -> dict[str, Popular]:
@@ -172,8 +159,8 @@ class RuledLists:
             # The score of each item of the model in this segment [items].
             scores = np.zeros_like(counts)
             scores[popular.items] = popular.scores
-            if self.boosts is not None:
-                scores = self.boosts.apply(scores).astype(np.float32)
+            if self.options.boosts is not None:
+                scores = self.options.boosts.apply(scores).astype(np.float32)
 
             # The segment's items come first, then the others by overall popularity. Sorting by score keeps this order
             # for equal scores; boosts may change that of the segment's items.
@@ -186,7 +173,7 @@ class RuledLists:
     @property
     def _changes_popular(self) -> bool:
         """Whether a rule removes, pins or boosts items, which changes popular lists, too."""
-        return self.rules.shortens or len(self.pins) > 0 or self.boosts is not None
+        return self.rules.shortens or len(self.pins) > 0 or bool(self.rules.boosts)
 
     def about(self) -> dict[str, Any]:
         """Describe the rules for the manifest of a release, such as `{"pinned": {"items": 3, "unknown": 1}}`.
@@ -206,7 +193,7 @@ class RuledLists:
         for name, ids in ids_by_rule.items():
             if ids:
                 facts[name] = {"items": len(ids), "unknown": len(set(ids) - known)}
-        if self.boosts is not None:
+        if rules.boosts:
             facts["boosted"] |= self._count_boosted(known)
 
         if rules.max_per_category is not None:
@@ -233,7 +220,7 @@ class RuledLists:
         matrix = self.model.matrix
         users = np.random.default_rng(0).permutation(len(matrix.user_ids))[:_COUNTED_USERS].astype(np.int32)
         without = RuledLists.of(
-            self.model, replace(self.rules, boosts={}), self.length, keep_seen=self.keep_seen
+            self.model, replace(self.rules, boosts={}), self.length, keep_seen=self.options.keep_seen
         ).personal(users)
         lists = self.personal(users)
 
@@ -261,18 +248,9 @@ class RuledLists:
         n is *depth*, or the number of items if that is lower. The order of the steps matters: pinned items come last,
         so that no other rule moves them.
         """
-        lists = self.model.ranker.recommend(
-            self.model.matrix.user_items,
-            users,
-            depth,
-            keep_seen=self.keep_seen,
-            allowed=self.allowed,
-            own=self.own,
-            boosts=self.boosts,
-        )
-        lists = self.popularity.fill(
-            self.model.matrix.user_items, users, lists, keep_seen=self.keep_seen, allowed=self.allowed
-        )
+        user_items = self.model.matrix.user_items
+        lists = self.model.ranker.recommend(user_items, users, depth, self.options)
+        lists = self.popularity.fill(user_items, users, lists, self.options)
         if self._reorders:
             lists = self._reorder_candidates(users, lists)
         if self.new is not None:
@@ -316,7 +294,7 @@ class RuledLists:
         pins = np.tile(self.pins, (len(users), 1))
         is_empty = lists.items[:, 0] < 0
         pins[is_empty] = -1
-        if not self.keep_seen:
+        if not self.options.keep_seen:
             is_seen = self.model.matrix.user_items[users][:, self.pins].toarray() > 0
             pins[is_seen] = -1
 
@@ -381,8 +359,8 @@ class RuledLists:
         scores[self.pins] = best_score
 
         items = np.concatenate([self.pins, items[~np.isin(items, self.pins)]])
-        if self.allowed is not None:
-            items = items[self.allowed[items]]
+        if self.options.allowed is not None:
+            items = items[self.options.allowed[items]]
         are_under_cap = self._are_under_cap(items[np.newaxis, :])[0]  # of the only list
         items = items[are_under_cap][:n]
         return Popular(items, scores[items])

@@ -125,6 +125,8 @@ def answer_in_words(record: EvaluationRecord, lists: str = "The lists") -> str:
     popularity_name, baseline = better
     popular = baseline.as_served
     of_popular = f"{popularity_name}, {_POPULARITIES[popularity_name]}"
+    if popularity_name == name:
+        of_popular = f"{name} with a half-life of {baseline.params['half_life_days']:g} days"
     difference = difference_in_words(of_popular, baseline.model_leads_by, popular.ndcg)
     return (
         f"{lists} are {difference}: nDCG@{served.k} {served.ndcg:.3f} against {popular.ndcg:.3f}. "

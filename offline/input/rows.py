@@ -199,6 +199,9 @@ class RowSchema:
             is_header = pl.all_horizontal(pl.col(role).eq_missing(column) for role, column in ids.items())
             self.checks["header again"] = Check(is_header)
 
+        if {"item", "other"} <= columns.keys():
+            self.checks["similar to itself"] = Check(pl.col("item") == pl.col("other"))
+
         for role, column in columns.items():
             if self.table.is_json and kind_of(role) in ("id", "group"):
                 is_nested = pl.col(role).str.contains(_NESTED_PATTERN)

@@ -8,7 +8,7 @@ from hotplate.offline.evaluate.records import RepeatSearch
 from hotplate.offline.evaluate.splits import Parts, lists_of_tested
 from hotplate.offline.train.engine import Ranker
 from hotplate.offline.train.popularity import Recency
-from hotplate.offline.train.ranking import ScoresOfUsers
+from hotplate.offline.train.ranking import RankOptions, ScoresOfUsers
 from hotplate.offline.train.repeats import RepeatParams, own_counts
 
 _HALF_LIVES = (240.0, 120.0, None)
@@ -62,5 +62,5 @@ def ndcg(
     if parts.history is not None and params.weight:
         own = own_counts(parts.history, params)
 
-    ranked = ranker.recommend(parts.seen, parts.tested, k, keep_seen=keep_seen, own=own)
+    ranked = ranker.recommend(parts.seen, parts.tested, k, RankOptions(keep_seen, own=own))
     return measure_users(lists_of_tested(parts, k, ranked.items), parts.test).metrics.ndcg

@@ -12,7 +12,7 @@ import numpy as np
 from scipy.sparse import csr_matrix
 
 from hotplate.offline.errors import require_at_least
-from hotplate.offline.input.pairs import Allowed, Floats, Indices, UserItems
+from hotplate.offline.input.pairs import Floats, Indices, UserItems
 from hotplate.offline.train import ranking
 from hotplate.offline.train.als import ALSParams, Factors
 from hotplate.offline.train.item_based import NeighbourParams
@@ -59,27 +59,16 @@ class Blend:
         user_items: UserItems,
         users: Indices,
         n: int,
-        *,
-        keep_seen: bool = False,
-        allowed: Allowed = None,
-        own: UserItems | None = None,
-        boosts: ranking.Boosts | None = None,
+        options: ranking.RankOptions = ranking.PLAIN,
     ) -> ranking.Ranked:
         """Return lists of *n* items for the rows *users* of *user_items*, as `ranking.recommend`."""
         rows = user_items[users]
+        of_users = replace(options, own=None if options.own is None else options.own[users])
 
         def best(length: int, places: int) -> ranking.Ranked:
             """Return lists of *length* items by the first *places* of the lists of the parts."""
-            scores = self._scores(rows, users, places, keep_seen=keep_seen, allowed=allowed)
-            return scores.recommend(
-                rows,
-                scores.users,
-                length,
-                keep_seen=keep_seen,
-                allowed=allowed,
-                own=None if own is None else own[users],
-                boosts=boosts,
-            )
+            scores = self._scores(rows, users, places, options)
+            return scores.recommend(rows, scores.users, length, of_users)
 
         first = best(min(n, _PLACES), _PLACES)
         if n <= _PLACES:
@@ -91,7 +80,7 @@ class Blend:
 
     def score(self, rows: UserItems, users: Indices) -> Floats:
         """Return scores [users, items] by lists that may hold items of the *users*, whose interactions are *rows*."""
-        table: Floats = self._scores(rows, users, _PLACES, keep_seen=True).table.toarray()
+        table: Floats = self._scores(rows, users, _PLACES, ranking.RankOptions(keep_seen=True)).table.toarray()
         return table
 
     def fold_in(self, user_items: UserItems) -> "Blend":
@@ -100,15 +89,16 @@ class Blend:
         return replace(self, parts=(als.fold_in(user_items), *others))
 
     def _scores(
-        self, rows: UserItems, users: Indices, places: int, *, keep_seen: bool, allowed: Allowed = None
+        self, rows: UserItems, users: Indices, places: int, options: ranking.RankOptions
     ) -> ranking.ScoresOfUsers:
         """Return the scores of *users*, numbered from 0, by the first *places* of the lists of the parts.
 
-        Those of items that are on no list are 0, and not stored.
+        Those of items that are on no list are 0, and not stored. Own choices and boosts do not change these lists.
         """
+        options = replace(options, own=None, boosts=None)
         numbers = np.arange(len(users), dtype=np.int32)
         als, neighbours, popularity = (
-            _discounts(part.recommend(rows, numbers, places, keep_seen=keep_seen, allowed=allowed).items, rows.shape)
+            _discounts(part.recommend(rows, numbers, places, options).items, rows.shape)
             for part in with_user_factors(self, self.parts[0].user_factors[users]).parts
         )
         return ranking.ScoresOfUsers(als + neighbours + self.params.popularity_weight * popularity, numbers)

@@ -16,7 +16,6 @@ from scipy.sparse import csr_matrix, diags_array
 
 from hotplate.offline.errors import SettingError, require_at_least
 from hotplate.offline.input.pairs import (
-    Allowed,
     Floats,
     Indices,
     UserItems,
@@ -109,18 +108,13 @@ class Neighbours:
         user_items: UserItems,
         users: Indices,
         n: int,
-        *,
-        keep_seen: bool = False,
-        allowed: Allowed = None,
-        own: UserItems | None = None,
-        boosts: ranking.Boosts | None = None,
+        options: ranking.RankOptions = ranking.PLAIN,
     ) -> ranking.Ranked:
         """Return lists of *n* items for the rows *users* of *user_items* [users, items], best first.
 
         A score is the sum of an item's similarities (`similarity`, sparse [items, items]) with the user's items. If
-        these have few neighbours, most items have the score 0, and only the others are computed and sorted. Items that
-        the user has are left out unless *keep_seen*, and all that are not *allowed* [items]. With users' *own* earlier
-        choices or *boosts*, see `ranking.recommend`, all are computed.
+        these have few neighbours, most items have the score 0, and only the others are computed and sorted. With
+        *options* that change scores, all are computed, by `ranking.recommend`.
         """
         items = self.similarity.shape[0]
         mean_neighbours = self.similarity.nnz / items
@@ -128,13 +122,11 @@ class Neighbours:
         # The number of scores that are not 0, if no two items of a user share a neighbour.
         most_scores = user_items[users].nnz * mean_neighbours
         is_dense = most_scores > _MOST_SPARSE_SCORES * items * max(1, len(users))
-        if is_dense or own is not None or boosts is not None:
-            return ranking.recommend(
-                self, user_items, users, n, keep_seen=keep_seen, allowed=allowed, own=own, boosts=boosts
-            )
+        if is_dense or options.changes_scores:
+            return ranking.recommend(self, user_items, users, n, options)
 
-        score_batch = partial(self._sparse_scores, user_items, keep_seen=keep_seen)
-        return ranking.best_of_sparse(score_batch, users, min(n, items), allowed)
+        score_batch = partial(self._sparse_scores, user_items, keep_seen=options.keep_seen)
+        return ranking.best_of_sparse(score_batch, users, min(n, items), options.allowed)
 
     def _sparse_scores(self, user_items: UserItems, users: Indices, *, keep_seen: bool) -> Any:  # noqa: ANN401 -- scipy publishes no types
         """Return the scores that are not 0, as a csr_matrix [len(users), items].

@@ -1,7 +1,7 @@
 """Popularity: an engine, popular lists, and recency as a factor of scores."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -12,7 +12,6 @@ from hotplate.offline.errors import DataError, require_above_zero, require_at_le
 from hotplate.offline.input.history import DAY_US, NO_TIME, Times, decay_factors
 from hotplate.offline.input.matrix import Matrix
 from hotplate.offline.input.pairs import (
-    Allowed,
     Floats,
     Indices,
     UserItems,
@@ -100,32 +99,26 @@ class Popularity:
         user_items: UserItems,
         users: Indices,
         n: int,
-        *,
-        keep_seen: bool = False,
-        allowed: Allowed = None,
-        own: UserItems | None = None,
-        boosts: ranking.Boosts | None = None,
+        options: ranking.RankOptions = ranking.PLAIN,
     ) -> ranking.Ranked:
         """Return the most popular *n* items for the rows *users* of *user_items* [users, items].
 
-        `counts` [items] are the numbers of users of each item; items without any are not listed. The users' own items
-        are left out unless *keep_seen*, and all that are not *allowed* [items]. Users without items in *user_items* get
-        no list. Ties are in the order of items. Ten times as fast as `ranking.recommend`, which computes a table of all
-        users and items, and is called with users' *own* earlier choices or *boosts*.
+        `counts` [items] are the numbers of users of each item; items without any are not listed. Users without items in
+        *user_items* get no list. Ties are in the order of items. Ten times as fast as `ranking.recommend`, which
+        computes a table of all users and items, and is called with *options* that change scores.
         """
-        if own is not None or boosts is not None:
-            return ranking.recommend(
-                self, user_items, users, n, keep_seen=keep_seen, allowed=allowed, own=own, boosts=boosts
-            )
+        if options.changes_scores:
+            return ranking.recommend(self, user_items, users, n, options)
 
         require_at_least("The length of a list", n)
+        allowed = options.allowed
         listable_counts = self.counts if allowed is None else np.where(allowed, self.counts, 0)
         best_first = chosen_items(listable_counts)
 
         n = min(n, len(self.counts))
         lists = no_items(len(users), n)
         for batch in row_slices(len(users), _RANKED_AT_ONCE):
-            lists[batch] = _first_items(best_first, user_items[users[batch]], n, keep_seen=keep_seen)
+            lists[batch] = _first_items(best_first, user_items[users[batch]], n, keep_seen=options.keep_seen)
         return ranking.Ranked(lists, scores=np.where(lists >= 0, self.counts[lists], np.float32(0)))
 
     def fill(
@@ -133,20 +126,19 @@ class Popularity:
         user_items: UserItems,
         users: Indices,
         lists: ranking.Ranked,
-        *,
-        keep_seen: bool = False,
-        allowed: Allowed = None,
+        options: ranking.RankOptions = ranking.PLAIN,
     ) -> ranking.Ranked:
         """Fill those *lists* of *users* [users, n] that have fewer than n items with popular ones, with a score of 0.
 
-        The arguments are those of `recommend`. The lists are changed in place, and returned.
+        *options* do not change the order of popular items. The lists are changed in place, and returned.
         """
         short = np.flatnonzero(lists.items[:, -1] < 0)
         if not len(short):
             return lists
 
         width = lists.items.shape[1]
-        popular = self.recommend(user_items, users[short], width, keep_seen=keep_seen, allowed=allowed)
+        options = replace(options, own=None, boosts=None)
+        popular = self.recommend(user_items, users[short], width, options)
         fillers = ranking.Ranked(popular.items, np.zeros_like(popular.scores))
         filled = ranking.Ranked(lists.items[short], lists.scores[short]).followed_by(fillers, width)
         lists.put(short, filled)

@@ -124,6 +124,31 @@ class Boosts(NamedTuple):
         return np.where(np.isneginf(scores), scores, boosted)
 
 
+@dataclass(frozen=True, slots=True)
+class RankOptions:
+    """What lists may hold, and what is added to scores.
+
+    keep_seen  whether lists may hold items that the user has
+    allowed    mask of the items that may be listed [items]; None for all
+    own        weights of what users chose before [users, items]; a user's scores are divided by their maximum, and
+               these weights added
+    boosts     of items
+    """
+
+    keep_seen: bool = False
+    allowed: Allowed = None
+    own: UserItems | None = None
+    boosts: Boosts | None = None
+
+    @property
+    def changes_scores(self) -> bool:
+        """Whether own choices or boosts change scores."""
+        return self.own is not None or self.boosts is not None
+
+
+PLAIN = RankOptions()
+
+
 class Scorer(Protocol):
     """Scores pairs of users and items."""
 
@@ -140,22 +165,12 @@ def recommend(
     user_items: UserItems,
     users: Indices,
     n: int,
-    *,
-    keep_seen: bool = False,
-    allowed: Allowed = None,
-    own: UserItems | None = None,
-    boosts: Boosts | None = None,
+    options: RankOptions = PLAIN,
 ) -> Ranked:
     """Return lists of min(n, number of items) for the rows *users* of *user_items* [users, items], best first.
 
-    ranker     the fitted model; its scores are combined with recent popularity, if it has any
-    keep_seen  whether lists may hold items that the user has
-    allowed    mask of the items that may be listed [items]; None for all
-    own        weights of what users chose before [users, items]; a user's scores are divided by their maximum, and
-               these weights added
-    boosts     of items
-
-    Only items with a score above 0 are listed. A user without interactions has an empty list.
+    The scores of *ranker*, a fitted model, are combined with recent popularity, if it has any. Only items with a score
+    above 0 are listed. A user without interactions has an empty list.
     """
 
     def score_batch(batch: Indices) -> ScoreTable:
@@ -164,15 +179,15 @@ def recommend(
         table = ranker.score(rows, batch)
         if ranker.recent is not None:
             ranker.recent.apply(table)
-        if own is not None:
-            _add_own_choices(table, own[batch])
+        if options.own is not None:
+            _add_own_choices(table, options.own[batch])
 
         table[items_per_user(rows) == 0] = -np.inf
-        if not keep_seen:
+        if not options.keep_seen:
             table[row_of_each_pair(rows), rows.indices] = -np.inf
-        return table if boosts is None else boosts.apply(table)
+        return table if options.boosts is None else options.boosts.apply(table)
 
-    return _best_of_tables(score_batch, users, min(n, user_items.shape[1]), allowed)
+    return _best_of_tables(score_batch, users, min(n, user_items.shape[1]), options.allowed)
 
 
 def _add_own_choices(table: ScoreTable, own: UserItems) -> None:

@@ -129,7 +129,7 @@ def test_lists_of_similar_items_alone_are_a_release(tmp_path: Path) -> None:
 def test_rows_of_all_kinds_of_lists_are_counted(tmp_path: Path) -> None:
     files = {
         "lists.csv": "user,item,score\nu,a,1\nu,a,2\n,a,1\n",
-        "similar.csv": "item,other,score\na,b,0.5\na,b,0.75\n,b,1\n",
+        "similar.csv": "item,other,score\na,b,0.5\na,b,0.75\na,a,1\n,b,1\n",
         "popular.csv": "segment,item,score\nde,a,1\nde,a,3\n,,1\n",
     }
     lists, similar, popular = (tmp_path / name for name in files)
@@ -142,7 +142,7 @@ def test_rows_of_all_kinds_of_lists_are_counted(tmp_path: Path) -> None:
         "popular:de": [("a", 3.0)],
         "user:u": [("a", 2.0)],
     }
-    assert (read.rows, read.left_out) == (9, {"no user": 1, "no item": 2, "named twice": 3})
+    assert (read.rows, read.left_out) == (10, {"no user": 1, "no item": 2, "similar to itself": 1, "named twice": 3})
 
 
 def test_left_out_rows_are_counted_and_scores_keep_their_digits(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from hotplate.offline.train.blend import BlendParams
 from hotplate.offline.train.engine import Params, fit
 from hotplate.offline.train.item_based import EASEParams, NeighbourParams
 from hotplate.offline.train.popularity import PopularityParams
+from hotplate.offline.train.ranking import RankOptions
 from hotplate.stores.store import Row
 from tests.support.interactions import checkerboard_model
 from tests.support.spark import assert_same_lists, bodies_as_lists, model_of
@@ -83,7 +84,7 @@ def test_lists_of_a_blend_hold_the_best_sums_over_its_engines() -> None:
     sums = np.zeros((40, 40))
     allowed = np.array([item != "in7" for item in model.matrix.item_ids])
     for part, weight in zip(BLEND.parts, (1, 1, 0.3), strict=True):
-        ranked = fit(user_items, part).recommend(user_items, users, 20, allowed=allowed)
+        ranked = fit(user_items, part).recommend(user_items, users, 20, RankOptions(allowed=allowed))
         for user, items in enumerate(ranked.items.tolist()):
             for place, item in enumerate(items, start=1):
                 sums[user, item] += weight * (item >= 0) / np.log2(1 + place)

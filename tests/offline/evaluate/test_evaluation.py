@@ -17,7 +17,7 @@ from hotplate.offline.evaluate.evaluation import (
     recommend_all,
 )
 from hotplate.offline.evaluate.metrics import RANKING, measure_users
-from hotplate.offline.evaluate.model_report import certainty
+from hotplate.offline.evaluate.model_report import answer_in_words, certainty
 from hotplate.offline.evaluate.records import metric_names
 from hotplate.offline.evaluate.splits import Parts, SplitOptions, split
 from hotplate.offline.input.history import History
@@ -148,6 +148,15 @@ def test_the_engines_of_a_blend_are_fitted_once_for_it_and_as_baselines(monkeypa
     assert fits == [blend]
     assert together.baselines["als"].as_served == alone.as_served
     assert together.baselines["neighbours"].as_served == alone.baselines["neighbours"].as_served
+
+
+def test_recent_popularity_is_told_from_that_of_another_half_life() -> None:
+    matrix = matrix_of(board())
+    parts = split(matrix.user_items, matrix.history, SplitOptions("by-time"))
+    record = evaluate_parts(parts, PopularityParams(1.0), EvaluateOptions(k=5), baselines=[PopularityParams(4.0)])
+    sentence = answer_in_words(record)
+    assert sentence.startswith("Everybody gets what is popular now (recent popularity); these lists are ")
+    assert "recent popularity with a half-life of 4 days" in sentence
 
 
 def test_item_pairs_without_users_are_counted() -> None:

@@ -16,6 +16,7 @@ from hotplate.offline.train.als import ALSParams, SparkParams
 from hotplate.offline.train.engine import Params
 from hotplate.offline.train.item_based import EASEParams, NeighbourParams
 from hotplate.offline.train.popularity import PopularityParams, Recency
+from hotplate.offline.train.ranking import RankOptions
 from hotplate.stores.catalogue import ReleaseId
 from hotplate.stores.manifest import Tally, describe
 from hotplate.stores.origin import GateVerdict
@@ -36,7 +37,7 @@ def test_model_folder_of_an_earlier_version_is_read(tmp_path: Path) -> None:
     assert model.params == NeighbourParams(neighbours=3, recency=Recency(20.0, 0.5))
     assert model.learnt_until == "2024-02-11T22:13:25+00:00"
     users = np.arange(6, dtype=np.int32)
-    items, _ = model.ranker.recommend(model.matrix.user_items, users, 4, keep_seen=True)
+    items, _ = model.ranker.recommend(model.matrix.user_items, users, 4, RankOptions(keep_seen=True))
     assert items.tolist() == [[3, 5, 1, last] for last in (0, 2, 4, 0, 2, 4)]
     report = model_report(tmp_path / "model")
     better = "popularity (half_life 0.5d) ranks better than this model on the test: nDCG@10 1.0000 against 0.0000"
@@ -78,7 +79,7 @@ def test_model_of_each_engine_that_the_last_version_wrote_is_read(
     model = models.load(tmp_path / engine)
     assert (model.id, model.params) == (identity, params)
     users = np.arange(len(lists), dtype=np.int32)
-    items, _ = model.ranker.recommend(model.matrix.user_items, users, 3, keep_seen=True)
+    items, _ = model.ranker.recommend(model.matrix.user_items, users, 3, RankOptions(keep_seen=True))
     assert items.tolist() == lists
 
 

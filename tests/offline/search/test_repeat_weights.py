@@ -43,7 +43,7 @@ def test_own_counts_improve_repeat_recommendations(groceries: Matrix) -> None:
     assert chosen.blended > 1.2 * chosen.alone
     assert parts.history is not None
     own = own_counts(parts.history, chosen.params)
-    ranked = ranking.recommend(ranker, parts.seen, parts.tested, 5, keep_seen=True, own=own)
+    ranked = ranking.recommend(ranker, parts.seen, parts.tested, 5, ranking.RankOptions(keep_seen=True, own=own))
     assert measure_users(lists_of_tested(parts, 5, ranked.items), parts.test).metrics.ndcg == chosen.blended
 
 

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import replace
-from typing import Any, get_args
+from typing import get_args
 
 import numpy as np
 import polars as pl
@@ -35,7 +35,7 @@ from hotplate.offline.train.popularity import (
     popular_by_segment,
     recent_popularity,
 )
-from hotplate.offline.train.ranking import Boosts, ScoresOfUsers, recommend
+from hotplate.offline.train.ranking import Boosts, RankOptions, ScoresOfUsers, recommend
 from tests.support.interactions import checkerboard
 
 # A score is a float32 sum of a few products of up to about 1, and each kernel of a BLAS adds them in its own order. The
@@ -85,7 +85,7 @@ def test_each_user_of_a_checkerboard_is_recommended_the_item_withheld(personal: 
 
 def test_only_allowed_items_are_recommended_up_to_the_number_available(ranker: Ranker, board: UserItems) -> None:
     allowed = np.isin(everyone(), [3, 8, 9, 14])
-    items, scores = ranker.recommend(board, everyone(), 4, allowed=allowed)
+    items, scores = ranker.recommend(board, everyone(), 4, RankOptions(allowed=allowed))
     assert set(items.ravel()) <= {-1, 3, 8, 9, 14}
     assert set(items[0]) & {3, 9} or set(items[0]) == {-1}, "an even user has 8 and 14"
     assert (scores[items < 0] == 0).all()
@@ -96,7 +96,7 @@ def test_users_without_interactions_get_nothing_and_all_others_something(ranker:
     rows[3] = 0
     user_items = csr_matrix(rows)
     for keep_seen in (False, True):
-        items, scores = ranker.recommend(user_items, everyone(), 5, keep_seen=keep_seen)
+        items, scores = ranker.recommend(user_items, everyone(), 5, RankOptions(keep_seen))
         assert (items[3] == -1).all()
         assert (scores[3] == 0).all()
         assert (items[2, 0] >= 0).all()
@@ -105,7 +105,7 @@ def test_users_without_interactions_get_nothing_and_all_others_something(ranker:
 def scores_of(ranker: Ranker, user_items: UserItems, users: Indices) -> Floats:
     """Return [users, items]: what each item scores, 0 if it would not be listed."""
     keep_seen = not isinstance(ranker, Blend)  # places in its lists depend on it
-    items, listed = ranker.recommend(user_items, users, user_items.shape[1], keep_seen=keep_seen)
+    items, listed = ranker.recommend(user_items, users, user_items.shape[1], RankOptions(keep_seen))
     table = np.zeros(items.shape, dtype=np.float32)
     rows, _ = np.nonzero(items >= 0)
     table[rows, items[items >= 0]] = listed[items >= 0]
@@ -133,12 +133,13 @@ def test_own_choices_and_boosts_count_in_the_lists_of_each_engine(ranker: Ranker
     own = csr_matrix(board.multiply(np.arange(1, SIZE + 1)).astype(np.float32))
     boosts = Boosts.of(np.linspace(1, 3, SIZE))
     users = np.array([2, 9, 13], dtype=np.int32)
-    lists = ranker.recommend(board, users, 6, keep_seen=True, own=own, boosts=boosts)
+    options = RankOptions(keep_seen=True, own=own, boosts=boosts)
+    lists = ranker.recommend(board, users, 6, options)
     by_scores = ScoresOfUsers.of(ranker, board, users)
-    expected = by_scores.recommend(board, users, 6, keep_seen=True, own=own, boosts=boosts)
+    expected = by_scores.recommend(board, users, 6, options)
     assert lists.items.tolist() == expected.items.tolist()
     assert lists.scores == pytest.approx(expected.scores, rel=1e-5)
-    plain = ranker.recommend(board, users, 6, keep_seen=True)
+    plain = ranker.recommend(board, users, 6, RankOptions(keep_seen=True))
     assert lists.items.tolist() != plain.items.tolist()
 
 
@@ -150,8 +151,8 @@ def test_a_score_of_a_blend_is_a_sum_over_places_of_its_engines(keep_seen: bool)
     blend = fit(user_items, params)
     engines = {part: fit(user_items, part) for part in params.parts}
     users = np.array([4, 11, 2], dtype=np.int32)
-    short = blend.recommend(user_items, users, 20, keep_seen=keep_seen)
-    whole = blend.recommend(user_items, users, 40, keep_seen=keep_seen)
+    short = blend.recommend(user_items, users, 20, RankOptions(keep_seen))
+    whole = blend.recommend(user_items, users, 40, RankOptions(keep_seen))
     assert whole.items[:, :20].tolist() == short.items.tolist()
     for row, user in enumerate(users):
         sums = {}
@@ -159,7 +160,7 @@ def test_a_score_of_a_blend_is_a_sum_over_places_of_its_engines(keep_seen: bool)
             sums[places] = np.zeros(40)
             for part, ranker in engines.items():
                 weight = 0.25 if isinstance(part, PopularityParams) else 1
-                listed = ranker.recommend(user_items, users[row : row + 1], places, keep_seen=keep_seen).items[0]
+                listed = ranker.recommend(user_items, users[row : row + 1], places, RankOptions(keep_seen)).items[0]
                 for place, item in enumerate(listed[listed >= 0].tolist(), start=1):
                     sums[places][item] += weight / np.log2(1 + place)
         if keep_seen:
@@ -184,7 +185,7 @@ def test_a_weight_of_popularity_out_of_range_is_refused(weight: float) -> None:
 def test_equal_scores_are_in_the_order_of_the_items(params: Params) -> None:
     twins = csr_matrix(np.kron(np.eye(SIZE // 5), np.ones((5, 5)))[:, ::-1].astype(np.float32))
     alike = fit(twins, params)
-    items, scores = alike.recommend(twins, everyone(), 4, keep_seen=True)
+    items, scores = alike.recommend(twins, everyone(), 4, RankOptions(keep_seen=True))
     for row, row_scores in zip(items, scores, strict=True):
         assert all(
             row[at] < row[at + 1] for at in range(3) if row_scores[at] == row_scores[at + 1] and row[at + 1] >= 0
@@ -287,7 +288,7 @@ def test_recency_is_in_a_geometric_mean_with_the_scores_of_lists(params: Params,
         users = np.arange(user_items.shape[0], dtype=np.int32)
         wanted = np.maximum(scores_of(plain_ranker, user_items, users) * weights, 0) ** (1 / 3)
         assert scores_of(other, user_items, users) == pytest.approx(wanted, rel=1e-3, abs=0.01)
-        items, listed = other.recommend(user_items, users, 6, keep_seen=True)
+        items, listed = other.recommend(user_items, users, 6, RankOptions(keep_seen=True))
         best = np.sort(wanted, axis=1)[:, ::-1][:, :6]
         assert listed == pytest.approx(np.where(items < 0, 0, best), rel=1e-3, abs=0.01)
 
@@ -384,9 +385,8 @@ def test_sparse_scores_give_the_lists_of_a_table(monkeypatch: pytest.MonkeyPatch
     for recency in (None, Recency(2.0, 1.0)):
         ranker = fit(has, NeighbourParams("tfidf", 5, recency=recency), times=times)
         monkeypatch.setattr("hotplate.offline.train.item_based._MOST_SPARSE_SCORES", 1.0)
-        options: tuple[dict[str, Any], ...] = ({}, {"keep_seen": True}, {"allowed": allowed})
-        for how in options:
-            items, scores = ranker.recommend(has, users, 7, **how)
-            table, values = recommend(ranker, has, users, 7, **how)
+        for options in (RankOptions(), RankOptions(keep_seen=True), RankOptions(allowed=allowed)):
+            items, scores = ranker.recommend(has, users, 7, options)
+            table, values = recommend(ranker, has, users, 7, options)
             assert np.allclose(scores, values, rtol=1e-6)
             assert (items == table)[scores != scores.min(axis=1, keepdims=True)].all(), "equals at the end may differ"

@@ -14,6 +14,7 @@ from scipy.sparse import csr_matrix
 
 from hotplate.offline.input.pairs import Floats
 from hotplate.offline.train.item_based import EASEParams, NeighbourParams, NeighbourWeighting, fit_ease, fit_neighbours
+from hotplate.offline.train.ranking import RankOptions
 
 IMPLICIT = {"tfidf": TFIDFRecommender, "bm25": BM25Recommender, "cosine": CosineRecommender}
 USERS = np.arange(40, dtype=np.int32)
@@ -32,7 +33,7 @@ def test_lists_match_implicit(weighting: NeighbourWeighting, neighbours: int) ->
     for keep_seen in (False, True):
         wanted, wanted_scores = theirs.recommend(USERS, user_items, N=8, filter_already_liked_items=not keep_seen)
         items, scores = fit_neighbours(user_items, NeighbourParams(weighting, neighbours)).recommend(
-            user_items, USERS, 8, keep_seen=keep_seen
+            user_items, USERS, 8, RankOptions(keep_seen)
         )
         present = wanted_scores > 0  # left out items are at the end, with a score of 0
         assert np.array_equal(items >= 0, present)
