@@ -101,11 +101,13 @@ def _check_recorded(recorded: Catalogue, catalogue: Catalogue) -> None:
 
 
 async def clear_erased(store: Store, release: ReleaseRef) -> Erased | None:
-    """Delete the rows of erased users from a sealed release, perhaps a draft, and return the erased users it lacks.
+    """Delete the rows of erased users from a sealed release, which may be a draft.
 
-    These are as the catalogue names them. `erase_users` does not search drafts, so this is for a release that was
-    written while users were erased. It scans all rows, and warns of those that it finds. Rows are recorded as missing
-    first; a store that cannot keeps them, hidden, until the release is pruned.
+    `erase_users` does not search drafts, so this is for a release that was written while users were erased. It scans
+    all rows, and warns of those that it finds. Rows are recorded as missing first; a store that cannot delete rows
+    keeps them, hidden, until the release is pruned.
+
+    Returns the erased users whose rows were searched, as the catalogue names them after that.
     """
     catalogue = await store.catalogue()
     erased = await read_erased(store, catalogue)
@@ -114,7 +116,11 @@ async def clear_erased(store: Store, release: ReleaseRef) -> Erased | None:
     async for chunk in read_rows(store, release, manifest):
         rows += [row for row in chunk if erased.covers(row.key)]
 
-    async def add_missing(_: Catalogue, recorded: ErasedUsers) -> ErasedUsers:
+    is_current = True  # whether no user was erased since the rows were searched
+
+    async def add_missing(current: Catalogue, recorded: ErasedUsers) -> ErasedUsers:
+        nonlocal is_current
+        is_current = current.erased == catalogue.erased
         return recorded.counting_as_missing(release, rows)
 
     if rows:
@@ -124,6 +130,8 @@ async def clear_erased(store: Store, release: ReleaseRef) -> Erased | None:
             await store.erase_rows(release, [row.key for row in rows], partial(_check_recorded, recorded))
             outcome = "were deleted"
         warn(f"users were erased after release {release.id} was begun; {len(rows):,} rows of them {outcome}")
+        if is_current:
+            return recorded.erased
     return catalogue.erased
 
 

@@ -79,6 +79,7 @@ class EventsHandler:
         self._sender = sender
         self._prefix = secrets.token_hex(6)
         self._count = count(1)
+        self._hiding = set[asyncio.Task[None]]()
 
     async def report(self, request: web.BaseRequest, _raw_id: str, _query: NoQuery, body: bytes) -> DeferredResponse:
         """`POST /v1/events`: queue impressions and clicks, and answer when they are on disk.
@@ -104,14 +105,18 @@ class EventsHandler:
     async def _answer_when_durable(
         self, durable: asyncio.Future[None], events: Sequence[Event], roles: dict[str, ReleaseRole]
     ) -> web.Response:
-        """Wait until events are on disk; then hide consumed items, count the events, and answer with their number.
+        """Wait until events are on disk and consumed items are hidden; count the events, and answer with their number.
 
         *durable* is done when they are on disk. *roles* has the role of each release that events name. Raises a Problem
-        (503) if the disk fails, or takes longer than COMMIT_S.
+        (503) if the disk fails, or takes longer than COMMIT_S. Events that are on disk later, or after the client has
+        left, still hide items.
         """
+        hiding = asyncio.create_task(self._hide_when_durable(durable, events))
+        self._hiding.add(hiding)
+        hiding.add_done_callback(self._hiding.discard)
         try:
             async with asyncio.timeout(COMMIT_S):
-                await durable
+                await asyncio.shield(hiding)
         except DiskFailed:
             self._count_events(events, DISK_FAILED)
             raise Problem(
@@ -124,17 +129,17 @@ class EventsHandler:
             ) from None
 
         self._count_events(events, DURABLE)
-        await self._hide_consumed(events)
         for event in events:
             if event.type in (IMPRESSION, CLICK):
                 self._metrics.count_listed(event.type, roles[event.release], position_of(event), len(event.items))
         return web.Response(body=_encode(EventsAnswer(len(events))), headers=HEADERS)
 
-    async def _hide_consumed(self, events: Sequence[Event]) -> None:
-        """Hide items that users have consumed, such as bought, from their lists, and tell other services.
+    async def _hide_when_durable(self, durable: asyncio.Future[None], events: Sequence[Event]) -> None:
+        """Hide items that users have consumed, such as bought, once *durable* is done, and tell other services.
 
-        Does nothing unless the service is configured to. Events of other types hide nothing.
+        Hides nothing unless the service is configured to. Events of other types hide nothing. Raises DiskFailed.
         """
+        await durable
         if self._consumed is None:
             return
 

@@ -564,24 +564,20 @@ class Connection(asyncio.Protocol, asyncio.Transport):
         self._continue_after_answer()
 
     def _continue_after_answer(self) -> None:
-        """After an answer: wait for the next request, or begin with those that have arrived."""
-        if self.transport is None:
-            return
-        self._wait_for_request()
-        if self._buffer:
-            self._read_buffered()
-            self.resume_reading()
-        if self._is_half_closed and self.state in (IDLE, HEADER):
-            self._open_transport.close()
+        """After an answer: wait for the next request, or begin with those that have arrived.
 
-    def _read_buffered(self) -> None:
-        """Read the requests that arrived before the last answer.
-
-        They get a new context: that of the caller may be of another request, with its deadline and spans. A defect
+        These get a new context: that of the caller may be of another request, with its deadline and spans. A defect
         closes the connection, as in `data_received`, and is not one of the request that was answered.
         """
+        if self.transport is None:
+            return
         try:
-            Context().run(self._read_headers)
+            self._wait_for_request()
+            if self._buffer:
+                Context().run(self._read_headers)
+                self.resume_reading()
+            if self._is_half_closed and self.state in (IDLE, HEADER):
+                self._open_transport.close()
         except Exception:
             log.exception("the next request of a connection could not be read")
             self.cut()

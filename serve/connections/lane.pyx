@@ -767,9 +767,13 @@ cdef class _Delivery:
 
     def __call__(self, origin, row, body):
         try:
-            self.deliver(self.lane._answer_with_row(self.request, RowsRead(origin, [row], [body])))
+            reader = self.lane._reader
+            if reader.hides_users and reader.hides(row):  # denied or erased during the read
+                body = None
+            answer = self.lane._answer_with_row(self.request, RowsRead(origin, [row], [body]))
         except Exception as error:
-            self.deliver(self.lane._answer_error(self.request, error))
+            answer = self.lane._answer_error(self.request, error)
+        self.deliver(answer)
 
 
 cdef class Lane:

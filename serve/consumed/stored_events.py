@@ -18,6 +18,7 @@ import zstandard
 
 from hotplate.base.timing import HOUR_S
 from hotplate.serve.consumed.table import Consumed
+from hotplate.serve.errors import EventsFailed
 from hotplate.stores.errors import WrittenByNewer
 from hotplate.stores.event_log import (
     LEVEL,
@@ -95,9 +96,10 @@ def read_events(folder: Path, kinds: Collection[str], since: float) -> Iterator[
 
 
 def remove_segments(paths: Sequence[Path], folder: Path) -> None:
-    """Remove segments, log files of events, from *folder*, because they were shipped away. Raises OSError.
+    """Remove segments, log files of events, from *folder*, because they were shipped away; raises OSError.
 
-    Those of their events that may still hide items are kept in the file KEPT.
+    Those of their events that may still hide items are kept in the file KEPT. Raises EventsFailed, and removes nothing,
+    if the hours are damaged.
     """
     with _locked(folder):
         hours = _read_hours(folder)
@@ -138,15 +140,20 @@ def _remove(paths: Sequence[Path]) -> None:
 def _keep_hours(folder: Path, hours: Mapping[str, float]) -> None:
     """Add the hours of this service to those in *folder*: for how many hours events of each type hide items.
 
-    Several services may use the folder: the file has the longest time of each type. A failure is logged.
+    Several services may use the folder: the file has the longest time of each type. A damaged file is replaced. A
+    failure is logged.
     """
     try:
         with _locked(folder):
-            stored = _read_hours(folder)
+            try:
+                stored = _read_hours(folder)
+            except EventsFailed as error:
+                log.warning("%s", error)
+                stored = {}
             longest = {kind: max(stored.get(kind, 0.0), hours.get(kind, 0.0)) for kind in {*stored, *hours}}
             if longest != stored:
                 replace_durably(folder / HOURS, msgspec.json.encode(longest))
-    except (OSError, msgspec.DecodeError) as error:
+    except OSError as error:
         log.warning(
             "%s cannot be written (%s): after `hotplate events ship` and a restart, consumed items are shown again",
             folder / HOURS,
@@ -155,9 +162,15 @@ def _keep_hours(folder: Path, hours: Mapping[str, float]) -> None:
 
 
 def _read_hours(folder: Path) -> dict[str, float]:
-    with suppress(FileNotFoundError):
-        return msgspec.json.decode((folder / HOURS).read_bytes(), type=dict[str, float])
-    return {}
+    """Return the hours in *folder*, none without the file; raises EventsFailed for a damaged one."""
+    path = folder / HOURS
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=dict[str, float])
+    except FileNotFoundError:
+        return {}
+    except msgspec.DecodeError as error:
+        advice = "restart the services that write events to this folder, each of which adds its hours, before you ship"
+        raise EventsFailed(f"{path} is damaged ({error}): {advice}") from error
 
 
 def hiding_events(lines: Iterable[bytes], kinds: Collection[str]) -> Iterator[tuple[bytes, ConsumedEvent]]:

@@ -73,7 +73,7 @@ class Consumed:
                 )
 
     def hidden_from(self, user: str) -> IdTest | None:
-        """Return whether an item is hidden from a user, in 0.9 µs; None, in 0.2 µs, if none is."""
+        """Return a function that tells, in 0.9 µs, whether an item is hidden; None, in 0.2 µs, if none is."""
         user_hash = _hash_of(user)
         until = self.hidden_until[user_hash % USERS]
         if not until:

@@ -119,15 +119,19 @@ class TieredReader:
     async def preview(self, release: ReleaseId) -> AsyncIterator[Self]:
         """Yield a reader of the same stores in which only *release* is served, in whatever state it is.
 
-        It has separate metrics, caches and breakers. Raises ReleaseNotFound if the release can be read in no store, and
-        StoreUnavailable, also after PREVIEW_S.
+        It has separate metrics, caches and breakers. Stores that do not answer in PREVIEW_S are left out. Raises
+        ReleaseNotFound if the release can be read in no store, and StoreUnavailable.
         """
+
+        async def show(follower: PreviewFollower) -> StoreError | None:
+            try:
+                async with asyncio.timeout(PREVIEW_S):
+                    return await follower.show(release)
+            except TimeoutError:
+                return StoreUnavailable(f"the stores could not be read in {PREVIEW_S:.0f} s")
+
         followers = {tier.name: PreviewFollower(tier.reader, tier.follower.erasures) for tier in self.tiers}
-        try:
-            async with asyncio.timeout(PREVIEW_S):
-                problems = await asyncio.gather(*(follower.show(release) for follower in followers.values()))
-        except TimeoutError:
-            raise StoreUnavailable(f"the stores could not be read in {PREVIEW_S:.0f} s") from None
+        problems = await asyncio.gather(*map(show, followers.values()))
         if None not in problems:
             raise next(filter(None, problems))
 
@@ -227,7 +231,8 @@ class TieredReader:
         """Return whether a user is erased from any tier, as others may be older."""
         return any(tier.follower.erasures.erased.covers_user(user) for tier in self.tiers)
 
-    def _hides(self, row: RowKey) -> bool:
+    def hides(self, row: RowKey) -> bool:
+        """Return whether a row is of a user who is denied or erased."""
         return row.kind == USER and (row.id in self.deny_list.current.users or self.is_erased(row.id))
 
     # Reading rows
@@ -254,7 +259,7 @@ class TieredReader:
         Local stores, cached rows, and users who are denied or erased need no I/O. *missed* is the store and the release
         in which the row is known to be absent.
         """
-        if self.hides_users and self._hides(row):
+        if self.hides_users and self.hides(row):
             return RowsRead(None, [row], [None])
         return get_nowait(self.tiers, row, missed)
 
@@ -346,7 +351,7 @@ class TieredReader:
         for row, result in zip(read.rows, read.results):  # noqa: B905 -- a tier checks it; here it costs a row 0.25 µs
             if row.list != fallback.list or segment != fallback.id:
                 fallback = row.popular(segment)
-            is_hidden = hides_users and self._hides(row)
+            is_hidden = hides_users and self.hides(row)
             if is_hidden or origin is None or not is_list(result):
                 is_unread = origin is None or isinstance(result, StoreError)
                 status: Status = "error" if is_unread and not is_hidden else "unknown"

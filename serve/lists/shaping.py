@@ -153,7 +153,7 @@ class Shaper:
         return filters.all_stay(ids_of(items), within_s=MAX_AGE_S)
 
     def consumed_by(self, user: str) -> IdTest | None:
-        """Return whether an item is hidden from a user; None if none is."""
+        """Return a function that tells whether an item is hidden from a user; None if none is."""
         if self._consumed is None:
             return None
         is_hidden = self._consumed.hidden_from(user)
@@ -183,7 +183,7 @@ class Shaper:
     def _listed_beside(
         self, encoded: EncodedList, selection: Selection, beside: Collection[str], *, is_filled: bool
     ) -> IdTest | None:
-        """Return whether an item is one of those *beside* a list; None if the answer cannot contain them.
+        """Return a test for the items *beside* a list; None if the answer cannot contain them.
 
         A list that was made for these items lacks them, but popular items, which may follow it if it *is_filled*, do
         not.

@@ -24,8 +24,8 @@ The time limits of a read from a remote store, in the order in which they are se
     store share   0.9 of the share, passed to the store as `timeout_s`. Those that read key by key (Cosmos DB, Redis
                   Cluster) return the keys that they have by then; a single Redis server ignores it.
     hedge delay   1 to 100 ms, the running 95th percentile: then a replica is read, too (`hedging.Hedge`).
-    connection    1 s without a reply: the multiplexed connection to Redis is closed (`multiplexed.Multiplexer`). Its
-                  callers have given up by then, unless the budget is larger.
+    connection    1 s without a reply, 5 s of a replica: the multiplexed connection to Redis is closed
+                  (`multiplexed.Multiplexer`). Its callers have given up by then, unless the budget is larger.
 
 Other limits belong to the store, and reads fail at once in their pauses:
 

@@ -241,7 +241,7 @@ class Deployment:
         task.add_done_callback(self._retiring.discard)
 
     async def primary_servers(self) -> list[Server]:
-        """Return the pools of all primaries; raises StoreError."""
+        """Return the servers of all primaries; raises StoreError."""
         await self.load()
         return [self.server(node) for node in self.primaries]
 

@@ -193,6 +193,18 @@ async def test_a_preview_of_a_store_that_hangs_is_given_up(memory: MemoryStore, 
     assert asyncio.get_running_loop().time() - began < 11
 
 
+@pytest.mark.parametrize("hanging", ["get_many", "catalogue"])
+@virtual
+async def test_a_preview_goes_on_without_a_store_that_hangs(memory: MemoryStore, hanging: str) -> None:
+    ready = await publish(memory, [Row("popular:", a_list("p")), Row("user:1", a_list("a"))], live=False)
+    store = Hanging(memory)
+    store.hanging = hanging
+    store.delay_s = 3600.0
+    async with TieredReader({"remote": store, "memory": memory}).preview(ready) as preview:
+        answer = await preview.read(USER, "1")
+    assert (answer.tier, answer.source) == ("memory", "personal")
+
+
 class Unreadable(RemoteStore):
     """A store whose catalogue cannot be read."""
 

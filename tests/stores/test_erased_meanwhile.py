@@ -204,6 +204,30 @@ async def test_sealed_draft_that_a_rebuild_makes_a_release_has_no_rows_of_erased
     await assert_erased(store)
 
 
+class CountingStore(MemoryStore):
+    """Counts its scans."""
+
+    scans = 0
+
+    async def scan(self, release: ReleaseRef) -> AsyncGenerator[Row]:
+        self.scans += 1
+        async for row in super().scan(release):
+            yield row
+
+
+async def test_user_erased_during_a_publish_takes_one_more_search() -> None:
+    store = CountingStore()
+    await publish(store, ROWS)
+    scans = store.scans
+    publisher = Held(store, 1, "seal")
+    await publisher.start(publish_one(store))
+    await erase_users(store, [USER])
+    before = store.scans
+    await publisher.finish()
+    assert store.scans - before == scans + 1
+    await assert_erased(store)
+
+
 class ErasingStore(MemoryStore):
     """Erases one more of the *victims* at the end of each scan."""
 

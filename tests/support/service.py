@@ -250,8 +250,8 @@ def _ports(process: subprocess.Popen[bytes] | Forked, log: Path) -> tuple[int, i
 
 @asynccontextmanager
 async def running_app(app: web.Application) -> AsyncIterator[str]:
-    """Run an application on any free port of loopback; yield its URL."""
-    runner = web.AppRunner(app)
+    """Run an application on any free port of loopback; yield its URL. A client that hangs up cancels its request."""
+    runner = web.AppRunner(app, handler_cancellation=True)
     await runner.setup()
     try:
         site = web.TCPSite(runner, "127.0.0.1", 0)

@@ -34,6 +34,7 @@ from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.errors import StoreUnavailable
 from hotplate.stores.file.store import LmdbStore
 from hotplate.stores.store import Reader, ReadResult, Row
+from hotplate.stores.users import erase_users
 from tests.support.lane import TURNS, MemoryTransport, Pair, connected, exchange, needs_lane
 from tests.support.memory_store import MemoryStore
 from tests.support.paths import ROOT
@@ -381,12 +382,12 @@ class GatedStore(RemoteStore):
 
 
 @asynccontextmanager
-async def gated() -> AsyncIterator[tuple[Pair, GatedStore]]:
+async def gated(denied: Path | None = None) -> AsyncIterator[tuple[Pair, GatedStore]]:
     """Return two servers over a store with a closed gate."""
     memory = MemoryStore()
     await reader_of(memory)
     store = GatedStore(memory)
-    async with Pair(TieredReader({"store": store}, budget_s=60)) as pair:
+    async with Pair(TieredReader({"store": store}, budget_s=60, deny_list=DenyListFile(denied))) as pair:
         store.gate.clear()
         try:
             yield pair, store
@@ -430,6 +431,34 @@ async def test_client_that_hangs_up_during_a_read_disturbs_no_other() -> None:
         while connection.state is State.STORE:
             await asyncio.sleep(0)
         assert not transport.written
+
+
+@pytest.mark.parametrize("hidden_by", ["deny-list", "erasure"])
+async def test_user_hidden_during_a_store_read_gets_the_popular_list(tmp_path: Path, hidden_by: str) -> None:
+    denied = tmp_path / "denied"
+    denied.write_text("")
+    async with gated(denied) as (pair, store):
+        _, transport = await waiting(pair, store.gate, GET)
+        if hidden_by == "deny-list":
+            write_watched(denied, pair.reader.deny_list.watched, "user:1\n")
+        else:
+            await erase_users(store.inner, ["1"])
+            await pair.reader.tiers[0].follower.refresh()
+        store.gate.set()
+        assert b'"source":"popular"' in await transport.answers()
+
+
+async def test_defect_after_a_delivered_answer_closes_the_connection(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with gated() as (pair, store):
+        _, broken = await waiting(pair, store.gate, GET, GET)
+        _, whole = await waiting(pair, store.gate, GET)
+        monkeypatch.setattr(broken, "is_reading", Mock(side_effect=RuntimeError("a defect")))
+        store.gate.set()
+        assert (await broken.until_closed()).count(b"HTTP/1.1 ") == 1
+        assert b"HTTP/1.1 200 " in await whole.answers()
+        assert "a defect" in caplog.text
 
 
 async def test_removed_named_list_is_counted_as_unknown() -> None:

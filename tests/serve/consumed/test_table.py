@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from hotplate.base.timing import HOUR_S
 from hotplate.serve.consumed.stored_events import restore
 from hotplate.serve.consumed.table import BUCKETS, CAPACITY, Consumed
-from hotplate.serve.errors import ServiceMisused
+from hotplate.serve.errors import EventsFailed, ServiceMisused
 from hotplate.serve.events.shipment import ship
 from hotplate.stores.encoding import encode_id
 from hotplate.stores.event_log import SUFFIX, LogSegment, line_of, segments
@@ -234,6 +234,20 @@ def test_a_shipment_from_a_full_disk_keeps_what_hides_items(tmp_path: Path) -> N
                 other.write(bytes(512))
         ship(folder, f"file://{tmp_path / 'shipped'}")
         assert hidden_after_restart(folder, "1") == ["1"]
+
+
+def test_a_shipment_with_damaged_hours_keeps_all_until_a_service_wrote_them_again(tmp_path: Path) -> None:
+    folder = tmp_path / "events"
+    folder.mkdir()
+    hidden_after_restart(folder)
+    events_of(folder, "1")
+    (folder / ".hide-consumed.json").write_text('{"buy":')
+    with pytest.raises(EventsFailed, match=r"hide-consumed\.json is damaged .* restart the services"):
+        ship(folder, f"file://{tmp_path / 'shipped'}")
+    assert hidden_after_restart(folder, "1") == ["1"]
+    ship(folder, f"file://{tmp_path / 'shipped'}")
+    assert not segments(folder)
+    assert hidden_after_restart(folder, "1") == ["1"]
 
 
 def test_users_find_names_kept_events(tmp_path: Path) -> None:

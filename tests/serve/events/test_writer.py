@@ -5,13 +5,13 @@ import os
 import signal
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from itertools import count
 from pathlib import Path
 
 import pytest
-from aiohttp import ClientSession, web
+from aiohttp import ClientSession, ClientTimeout, web
 
 from hotplate.serve.api.events import EventsHandler
 from hotplate.serve.api.router import DeferredResponse
@@ -26,6 +26,7 @@ from tests.support.limited_service import counted
 from tests.support.property import depths
 from tests.support.service import Service, published, running, running_app, until
 from tests.support.small_disk import small_disk
+from tests.support.waiting import until_true
 
 MB = 1 << 20
 CALLERS = 4
@@ -141,6 +142,34 @@ async def test_events_are_rejected_and_counted_if_the_queue_is_full_or_disk_slow
     cells = metrics.cells[EVENT_COUNTS]
     counts = {outcome: metrics.total(cell)[0] for (kind, outcome), cell in cells.items() if kind == "click"}
     assert counts == {"durable": 1, "queue_full": 1, "disk_failed": 0, "late": 1}
+
+
+@pytest.mark.parametrize("gives_up", ["service", "client"])
+async def test_events_that_are_durable_after_the_wait_hide_their_items(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gives_up: str
+) -> None:
+    consumed = Consumed(["buy=24"])
+    disk_answers = threading.Event()
+    append = LogSegment.append
+
+    def stall(segment: LogSegment, lines: Sequence[bytes]) -> None:
+        disk_answers.wait(60)
+        append(segment, lines)
+
+    monkeypatch.setattr(LogSegment, "append", stall)
+    headers = {"Content-Type": "application/json"}
+    async with taking(tmp_path, consumed) as (_, url), ClientSession() as session:
+        if gives_up == "service":
+            monkeypatch.setattr("hotplate.serve.api.events.COMMIT_S", 0)
+            async with session.post(url, data=body("1", kind="buy"), headers=headers) as response:
+                assert response.status == 503
+        else:
+            timeout = ClientTimeout(total=0.2)
+            with pytest.raises(TimeoutError):
+                await session.post(url, data=body("1", kind="buy"), headers=headers, timeout=timeout)
+        assert consumed.hidden_from("u1") is None
+        disk_answers.set()
+        await until_true(lambda: consumed.hidden_from("u1") is not None)
 
 
 def test_full_disk_rejects_events_but_serves_lists_and_recovers_by_itself(tmp_path: Path) -> None:
