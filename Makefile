@@ -39,10 +39,14 @@ fast: .venv/collected
 	@collected=$$($(FAST) --collect-only -qq 2>&1) || { echo "$$collected"; exit 1; }
 	@touch $@
 
+# Floods have a bound in milliseconds, so no other test runs beside them.
+FLOODS := tests/serve/connections/test_floods.py
+
 soak: .venv/dev .venv/lane ## the long tests: SOAK_MINUTES=10 of load, faults, kills and random cases
 	@.ci/debian-packages
 	@SOAK_SEED=$${SOAK_SEED:-$$($(BIN)/python -c 'import random; print(random.randrange(1, 1 << 31))')}; export SOAK_SEED; set -x; \
-	    $(PYTEST) -n 4 -m "soak and not spark" $(APART) --timeout 900 --durations 15 --hypothesis-seed $$SOAK_SEED
+	    $(BIN)/python -m pytest -q $(FLOODS) && \
+	    $(PYTEST) -n 4 -m "soak and not spark" $(APART) --ignore $(FLOODS) --timeout 900 --durations 15 --hypothesis-seed $$SOAK_SEED
 
 check: lint types ## lint, format and types
 

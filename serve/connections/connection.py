@@ -444,7 +444,7 @@ class Connection(asyncio.Protocol, asyncio.Transport):
         """
         request = self._request
         if request is None or self._handler is None or self._has_failed:
-            self._buffer.clear()
+            self._body.drop_from(self._buffer)
             return
         try:
             piece = self._body.take_from(self._buffer)

@@ -77,8 +77,16 @@ class Body:
 
     def take_from(self, received: bytearray) -> bytes:
         """Remove the next piece of the body from *received*, and return it; raises as `take`."""
-        size = self.take(bytes(received[:CHUNKED_PIECE_BYTES] if self.is_chunked else received))
+        size = self.take(bytes(received[: self._piece_bytes]))
         return _take(received, size)
+
+    def drop_from(self, received: bytearray) -> None:
+        """Remove a piece of a refused body, or what follows it, no faster than one that is taken."""
+        del received[: self._piece_bytes]
+
+    @property
+    def _piece_bytes(self) -> int | None:
+        return CHUNKED_PIECE_BYTES if self.is_chunked else None
 
     def take(self, data: bytes) -> int:
         """Return how many bytes of *data*, which follows what was taken before, belong to the body.
