@@ -18,7 +18,8 @@ from tests.support.limited_service import MB, allow_files, limited, memory_mb, s
 from tests.support.service import Service, a_list, published
 
 SECONDS = 4.0
-P99_MS = 100.0
+# The slowest machine seen takes up to 200 ms; without limits, it is seconds.
+P99_MS = 400.0
 CLIENTS = 20
 POST = b"POST /v1/recommendations HTTP/1.1\r\nHost: a\r\n"
 CHUNKED = POST + b"Transfer-Encoding: chunked\r\n\r\n"
