@@ -50,13 +50,11 @@ def take_header(received: bytearray, max_bytes: int) -> bytes | None:
     size = end + len(HEADER_END) if end >= 0 else len(received)
     if size > max_bytes:
         raise HeaderTooLarge
-    return None if end < 0 else _take(received, size)
-
-
-def _take(received: bytearray, size: int) -> bytes:
-    data = bytes(received[:size])
+    if end < 0:
+        return None
+    header = bytes(received[:size])
     del received[:size]
-    return data
+    return header
 
 
 class Body:
@@ -77,8 +75,10 @@ class Body:
 
     def take_from(self, received: bytearray) -> bytes:
         """Remove the next piece of the body from *received*, and return it; raises as `take`."""
-        size = self.take(bytes(received[: self._piece_bytes]))
-        return _take(received, size)
+        data = bytes(received[: self._piece_bytes])
+        size = self.take(data)
+        del received[:size]
+        return data[:size]
 
     def drop_from(self, received: bytearray) -> None:
         """Remove a piece of a refused body, or what follows it, no faster than one that is taken."""
