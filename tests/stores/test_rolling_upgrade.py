@@ -89,7 +89,7 @@ async def rebuild(store):
     try:
         from hotplate.stores.rebuild import rebuild, survey
     except ImportError:
-        from hotplate.stores.rebuild import rebuild, survey
+        from hotplate.stores.doctor import rebuild, survey
     found = await survey(store)
     await rebuild(store, found, list(found.candidates)[-1], force=True)
 
