@@ -387,39 +387,35 @@ class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
             expected = [{**fields, "list": call_options["list"]} for fields in expected]
         call = _Call(path, n, deadline, expected=expected, body=body, options=call_options)
 
-        answers = await self._send_until_deadline(call)
-        has_failed = isinstance(answers, ClientError)
-        if isinstance(answers, ClientError) and not _is_replaceable(answers):
-            raise answers
+        try:
+            answers = await self._send_until_deadline(call)
+        except ClientError as error:
+            if not _is_replaceable(error):
+                raise
+            is_remembered = self._remembered.replacement(call.options, n) is not None
+            await self._renew_popular_lists(call, timeout_s, waits=not is_remembered)
+            return self._popular_instead(call, error)
 
-        needs_popular_list = has_failed and self._remembered.replacement(call.options, n) is None
-        waits_for_renewal = path == "popular" or self._loops_end_early
-        if needs_popular_list or (waits_for_renewal and not has_failed):
-            await self._remembered.renew(call.options, deadline, self._read_popular)
-        else:
-            self._start_renewal(call, timeout_s)
-
-        if isinstance(answers, ClientError):
-            return self._popular_instead(call, answers)
+        await self._renew_popular_lists(call, timeout_s, waits=path == "popular" or self._loops_end_early)
         return answers
 
-    async def _send_until_deadline(self, call: _Call) -> list[Answer] | ClientError:
-        """Send a request, once more after a connection error; return its answers, or the failure at the deadline."""
+    async def _send_until_deadline(self, call: _Call) -> list[Answer]:
+        """Send a request, once more after a connection error, and return its answers; raises ClientError."""
         failure = ""
         for _ in range(2):
             if self._loop_state().is_closed:  # since the call began
-                return _closed()
+                raise _closed()
             try:
                 async with asyncio.timeout(call.deadline - time.monotonic()):
                     return await self._send(call)
             except (TimeoutError, httpcore2.TimeoutException):  # a repeat would double the load of a slow service
-                return ServiceUnavailable(f"{self._url}: no answer in time")
+                raise ServiceUnavailable(f"{self._url}: no answer in time") from None
             except (httpcore2.NetworkError, httpcore2.ProtocolError, httpcore2.ProxyError, OSError) as error:
                 failure = str(error) or type(error).__name__
-        return ServiceUnavailable(f"{self._url}: {failure}")
+        raise ServiceUnavailable(f"{self._url}: {failure}")
 
-    async def _send(self, call: _Call) -> list[Answer] | ClientError:
-        """Send a request once; return the answers of its response, or why it has none. Raises errors of httpcore2."""
+    async def _send(self, call: _Call) -> list[Answer]:
+        """Send a request once, and return the answers of its response; raises ClientError, and errors of httpcore2."""
         state = self._loop_state()
         request = call.request(f"{self._url}/v1/")
         body = bytearray()
@@ -436,7 +432,7 @@ class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
                 async for chunk in response.aiter_stream():
                     body += chunk
                     if len(body) > limit:
-                        return self._too_large(call, limit)
+                        raise self._too_large(call, limit)
         finally:
             state.sending -= 1
             if state.is_closed and not state.sending:
@@ -453,10 +449,10 @@ class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
             f"once, or for fewer items with n"
         )
 
-    def _parse_response(self, call: _Call, status: int, body: bytearray) -> list[Answer] | ClientError:
-        """Return the answers in the JSON of a response's *body*, or the error that the caller may raise.
+    def _parse_response(self, call: _Call, status: int, body: bytearray) -> list[Answer]:
+        """Return the answers in the JSON of a response's *body*.
 
-        RequestRefused is for statuses 4xx, except transient ones; ServiceUnavailable is for others, for a body that
+        Raises RequestRefused for statuses 4xx, except transient ones; ServiceUnavailable for others, for a body that
         cannot be read, and for answers without the fields that the call expects, as {"user": "7"}: another user's.
         The client's key is removed from messages.
         """
@@ -476,11 +472,17 @@ class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
         if self._key:
             failure = failure.replace(self._key, "…")
         if status // 100 == 4 and status not in TRANSIENT:
-            return RequestRefused(f"{self._url}: {failure}", status)
-        return ServiceUnavailable(f"{self._url}: {failure}")
+            raise RequestRefused(f"{self._url}: {failure}", status)
+        raise ServiceUnavailable(f"{self._url}: {failure}")
 
-    def _start_renewal(self, call: _Call, timeout_s: float) -> None:
-        """Start a task that renews the old popular lists of *call* within *timeout_s*, unless this loop has one."""
+    async def _renew_popular_lists(self, call: _Call, timeout_s: float, *, waits: bool) -> None:
+        """Renew the old popular lists of *call*: now if it *waits*, in the time that it has left.
+
+        Else a task does so within *timeout_s*, unless this loop has one.
+        """
+        if waits:
+            await self._remembered.renew(call.options, call.deadline, self._read_popular)
+            return
         state = self._loop_state()
         is_running = state.renewal is not None and not state.renewal.done()
         if not (is_running or state.is_closed) and self._remembered.has_old(call.options):
@@ -490,8 +492,10 @@ class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
     async def _read_popular(self, options: Mapping[str, Any], deadline: float) -> Answer | None:
         """Return a popular list to remember, None if it cannot be read."""
         call = _Call("popular", REMEMBERED_ITEMS, deadline, expected=[POPULAR_FIELDS], options=options)
-        answers = await self._send_until_deadline(call)
-        return answers[0] if isinstance(answers, list) else None
+        try:
+            return (await self._send_until_deadline(call))[0]
+        except ClientError:
+            return None
 
     def _popular_instead(self, call: _Call, error: ClientError) -> list[Answer]:
         """Return a remembered popular list for each list of a call that failed with *error*.
@@ -502,7 +506,7 @@ class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
         if popular is None:
             if isinstance(error, RequestRefused):
                 raise error
-            raise ServiceUnavailable(f"{error}; no popular list is remembered")
+            raise ServiceUnavailable(f"{error}; no popular list is remembered") from None
 
         answer = replace(
             popular,
