@@ -270,7 +270,7 @@ class Evaluator:
                 f"{' '.join(sentences)} At most {_MOST_LEARNT:.0%} may be: give a later log with times, or measure on "
                 "rows that are held back, as hotplate train --split does."
             )
-        return sentences
+        return list(dict.fromkeys(sentences))
 
     def _learnt_by(self, candidate: Candidate) -> UserItems | None:
         """Return the pairs of the truth that a candidate has learnt, a matrix [users, items]; None if that is unknown.
@@ -338,16 +338,18 @@ class Evaluator:
 
         lead = Lead.of(apart.values["ndcg"])
         sentence = f"{second.origin} is {difference_in_words(first.origin, lead)} by nDCG@{self._k}"
+        # Two candidates of one origin have the same notes.
+        notes = (
+            f"{format_count(len(a.users), 'user')}, each user's two lists compared at {self._k}",
+            *_notes_on_missing_lists(lists_of_first[a.users], first),
+            *_notes_on_missing_lists(lists_of_second[a.users], second),
+        )
         return Report(
             kind=f"evaluate compare {first.origin} {second.origin}",
             sentence=" ".join([f"{sentence}.", self._common_in_words(served_by_first, served_by_second), *learnt]),
             rows=tuple(rows),
             columns=columns_of(rows, self._k),
-            notes=(
-                f"{format_count(len(a.users), 'user')}, each user's two lists compared at {self._k}",
-                *_notes_on_missing_lists(lists_of_first[a.users], first),
-                *_notes_on_missing_lists(lists_of_second[a.users], second),
-            ),
+            notes=tuple(dict.fromkeys(notes)),
             broken=("B is worse than A, beyond what chance explains",) if lead.verdict == "worse" else (),
             extra={"verdict": lead.verdict},
         )
