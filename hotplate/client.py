@@ -16,7 +16,8 @@ import httpcore2
 
 from hotplate.base.background import Background, blocking
 from hotplate.base.proxies import proxy_for
-from hotplate.base.recommendations import ITEM_FIELDS, Item, Recommendations, RequestOptions
+from hotplate.base.recommendations import Recommendations, RequestOptions
+from hotplate.remembered_lists import REMEMBERED_ITEMS, RememberedLists
 
 if TYPE_CHECKING:
     from ssl import SSLContext
@@ -25,12 +26,6 @@ TIMEOUT_S = 0.2
 CONNECTIONS = 50
 # Shorter than the idle timeout of the service, which would otherwise close a connection as it is used.
 IDLE_S = 60.0
-# Remembered popular lists: how many, and items of each.
-REMEMBERED_LISTS = 100
-REMEMBERED_ITEMS = 100
-# When a remembered list is read again: after a success, and after a failure.
-REFRESH_S = 60.0
-REFRESH_AGAIN_S = 1.0
 # Stores take lists of at most 4 MiB; popular items may follow. Parsing takes time, and many times the memory.
 MAX_LIST_BYTES = 9 << 20
 MAX_ANSWER_BYTES = 32 << 20
@@ -49,14 +44,8 @@ SUBJECTS = {"user", "item"}
 # What identifies the popular list, which would be shown to everybody.
 POPULAR_FIELDS = {"source": "popular"}
 Basket = Iterable[str] | Mapping[str, float]
-# Options that a client applies to a remembered list. It is remembered for each value of the others.
-APPLIED_HERE = {"exclude", "fields", "after"}
-# Of few values, unlike conditions.
-OF_FEW_VALUES = {"list", "segment"}
 # Options that are collections of texts.
 COLLECTIONS = ("exclude", "fields")
-# Identifies a remembered popular list: pairs of an option and its value, sorted.
-_PopularKey = tuple[tuple[str, Any], ...]
 
 
 class ClientError(Exception):
@@ -134,16 +123,6 @@ class _Call:
             return [self.options.get("after", "")]
         users = self.body.get("users", [""])
         return ["" if isinstance(user, str) else user["after"] for user in users]
-
-    @property
-    def popular_keys(self) -> "Sequence[_PopularKey]":
-        """The popular lists that could replace an answer: that of the segment, and the overall one."""
-        options = {name: value for name, value in self.options.items() if name not in APPLIED_HERE}
-        if attributes := set(self.options.get("fields", ())).difference(ITEM_FIELDS):
-            options["fields"] = (*ITEM_FIELDS, *sorted(attributes))
-        of_segment = tuple(sorted(options.items()))
-        overall = tuple(option for option in of_segment if option[0] != "segment")
-        return list(dict.fromkeys([of_segment, overall]))
 
     def request(self, root: str) -> "_Request":
         """Return the HTTP request to the service whose API begins at *root*, a URL.
@@ -246,9 +225,7 @@ class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
         if key:
             self._headers.append(("X-API-Key", key))
         self._timeout_s = timeout_s
-        self._popular = dict[_PopularKey, Answer]()
-        # When each popular list is to be read again, by `time.monotonic`, whether or not the last attempt succeeded.
-        self._refresh_at = dict[_PopularKey, float]()
+        self._remembered = RememberedLists[Answer]()
         # Whether an event loop has ended before a renewal, as `asyncio.run` for each call does.
         self._loops_end_early = False
         self._max_connections = max_connections
@@ -324,9 +301,7 @@ class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
         if renewal.done() and not renewal.cancelled():
             return
         self._loops_end_early = True
-        for key in list(self._refresh_at):
-            if key not in self._popular:
-                self._refresh_at.pop(key, None)  # another thread may have removed it
+        self._remembered.forget_attempts()
 
     async def recommendations(self, user: str, n: int = 10, **options: Unpack[RequestOptions]) -> Answer:
         """Return a user's list, or the popular list for an unknown user."""
@@ -412,39 +387,35 @@ class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
             expected = [{**fields, "list": call_options["list"]} for fields in expected]
         call = _Call(path, n, deadline, expected=expected, body=body, options=call_options)
 
-        answers = await self._send_until_deadline(call)
-        has_failed = isinstance(answers, ClientError)
-        if isinstance(answers, ClientError) and not _is_replaceable(answers):
-            raise answers
+        try:
+            answers = await self._send_until_deadline(call)
+        except ClientError as error:
+            if not _is_replaceable(error):
+                raise
+            is_remembered = self._remembered.replacement(call.options, n) is not None
+            await self._renew_popular_lists(call, timeout_s, waits=not is_remembered)
+            return self._popular_instead(call, error)
 
-        needs_popular_list = has_failed and not self._remembered(call)
-        waits_for_renewal = path == "popular" or self._loops_end_early
-        if needs_popular_list or (waits_for_renewal and not has_failed):
-            await self._renew_popular_lists(call)
-        else:
-            self._start_renewal(call, timeout_s)
-
-        if isinstance(answers, ClientError):
-            return self._popular_instead(call, answers)
+        await self._renew_popular_lists(call, timeout_s, waits=path == "popular" or self._loops_end_early)
         return answers
 
-    async def _send_until_deadline(self, call: _Call) -> list[Answer] | ClientError:
-        """Send a request, once more after a connection error; return its answers, or the failure at the deadline."""
+    async def _send_until_deadline(self, call: _Call) -> list[Answer]:
+        """Send a request, once more after a connection error, and return its answers; raises ClientError."""
         failure = ""
         for _ in range(2):
             if self._loop_state().is_closed:  # since the call began
-                return _closed()
+                raise _closed()
             try:
                 async with asyncio.timeout(call.deadline - time.monotonic()):
                     return await self._send(call)
             except (TimeoutError, httpcore2.TimeoutException):  # a repeat would double the load of a slow service
-                return ServiceUnavailable(f"{self._url}: no answer in time")
+                raise ServiceUnavailable(f"{self._url}: no answer in time") from None
             except (httpcore2.NetworkError, httpcore2.ProtocolError, httpcore2.ProxyError, OSError) as error:
                 failure = str(error) or type(error).__name__
-        return ServiceUnavailable(f"{self._url}: {failure}")
+        raise ServiceUnavailable(f"{self._url}: {failure}")
 
-    async def _send(self, call: _Call) -> list[Answer] | ClientError:
-        """Send a request once; return the answers of its response, or why it has none. Raises errors of httpcore2."""
+    async def _send(self, call: _Call) -> list[Answer]:
+        """Send a request once, and return the answers of its response; raises ClientError, and errors of httpcore2."""
         state = self._loop_state()
         request = call.request(f"{self._url}/v1/")
         body = bytearray()
@@ -461,7 +432,7 @@ class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
                 async for chunk in response.aiter_stream():
                     body += chunk
                     if len(body) > limit:
-                        return self._too_large(call, limit)
+                        raise self._too_large(call, limit)
         finally:
             state.sending -= 1
             if state.is_closed and not state.sending:
@@ -478,10 +449,10 @@ class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
             f"once, or for fewer items with n"
         )
 
-    def _parse_response(self, call: _Call, status: int, body: bytearray) -> list[Answer] | ClientError:
-        """Return the answers in the JSON of a response's *body*, or the error that the caller may raise.
+    def _parse_response(self, call: _Call, status: int, body: bytearray) -> list[Answer]:
+        """Return the answers in the JSON of a response's *body*.
 
-        RequestRefused is for statuses 4xx, except transient ones; ServiceUnavailable is for others, for a body that
+        Raises RequestRefused for statuses 4xx, except transient ones; ServiceUnavailable for others, for a body that
         cannot be read, and for answers without the fields that the call expects, as {"user": "7"}: another user's.
         The client's key is removed from messages.
         """
@@ -501,74 +472,44 @@ class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
         if self._key:
             failure = failure.replace(self._key, "…")
         if status // 100 == 4 and status not in TRANSIENT:
-            return RequestRefused(f"{self._url}: {failure}", status)
-        return ServiceUnavailable(f"{self._url}: {failure}")
+            raise RequestRefused(f"{self._url}: {failure}", status)
+        raise ServiceUnavailable(f"{self._url}: {failure}")
 
-    def _start_renewal(self, call: _Call, timeout_s: float) -> None:
-        """Start a task that renews the old popular lists of *call* within *timeout_s*, unless this loop has one."""
+    async def _renew_popular_lists(self, call: _Call, timeout_s: float, *, waits: bool) -> None:
+        """Renew the old popular lists of *call*: now if it *waits*, in the time that it has left.
+
+        Else a task does so within *timeout_s*, unless this loop has one.
+        """
+        if waits:
+            await self._remembered.renew(call.options, call.deadline, self._read_popular)
+            return
         state = self._loop_state()
         is_running = state.renewal is not None and not state.renewal.done()
-        if not (is_running or state.is_closed) and self._old_lists(call):
-            renewing = replace(call, deadline=time.monotonic() + timeout_s)
-            state.renewal = asyncio.create_task(self._renew_popular_lists(renewing))
+        if not (is_running or state.is_closed) and self._remembered.has_old(call.options):
+            deadline = time.monotonic() + timeout_s
+            state.renewal = asyncio.create_task(self._remembered.renew(call.options, deadline, self._read_popular))
 
-    async def _renew_popular_lists(self, call: _Call) -> None:
-        """Read the old popular lists of *call* again, each within half of the time that the call has left.
-
-        They replace answers of failed requests. If one cannot be read, or is empty, the former one is kept.
-        """
-        for key in self._old_lists(call):
-            now = time.monotonic()
-            if now >= call.deadline:
-                return
-            self._refresh_at[key] = now + REFRESH_AGAIN_S  # a successful read replaces it
-            deadline = (now + call.deadline) / 2
-            popular = _Call(
-                path="popular", n=REMEMBERED_ITEMS, deadline=deadline, expected=[POPULAR_FIELDS], options=dict(key)
-            )
-            answers = await self._send_until_deadline(popular)
-            if isinstance(answers, list) and answers[0].items:
-                self._popular[key] = answers[0]
-                self._refresh_at[key] = now + REFRESH_S
-
-    def _old_lists(self, call: _Call) -> list[_PopularKey]:
-        """Return which popular lists that could replace this call's answer are to be read again.
-
-        `_popular` has the remembered lists, and `_refresh_at` the monotonic time from which on each is old: a failed
-        read is repeated a second later.
-        """
-        most_lists = REMEMBERED_LISTS
-        if call.options.keys() - APPLIED_HERE - OF_FEW_VALUES:  # conditions leave room for lists without one
-            most_lists = REMEMBERED_LISTS // 2
-        has_room = len(self._refresh_at) < most_lists
-        now = time.monotonic()
-        return [
-            key
-            for key in call.popular_keys
-            if (has_room or key in self._refresh_at) and self._refresh_at.get(key, 0.0) <= now
-        ]
-
-    def _remembered(self, call: _Call) -> list[Answer]:
-        """Return the remembered popular lists that could replace the answer of *call*, the best one first."""
-        return [self._popular[key] for key in call.popular_keys if key in self._popular]
+    async def _read_popular(self, options: Mapping[str, Any], deadline: float) -> Answer | None:
+        """Return a popular list to remember, None if it cannot be read."""
+        call = _Call("popular", REMEMBERED_ITEMS, deadline, expected=[POPULAR_FIELDS], options=options)
+        try:
+            return (await self._send_until_deadline(call))[0]
+        except ClientError:
+            return None
 
     def _popular_instead(self, call: _Call, error: ClientError) -> list[Answer]:
         """Return a remembered popular list for each list of a call that failed with *error*.
 
-        The list of the call's segment is preferred to the overall one, unless all of its items are excluded. Without a
-        remembered list, raises *error* if the service refused the request, ServiceUnavailable for other errors.
+        Without one, raises *error* if the service refused the request, ServiceUnavailable for other errors.
         """
-        remembered = self._remembered(call)
-        if not remembered:
+        popular = self._remembered.replacement(call.options, call.n)
+        if popular is None:
             if isinstance(error, RequestRefused):
                 raise error
-            raise ServiceUnavailable(f"{error}; no popular list is remembered")
+            raise ServiceUnavailable(f"{error}; no popular list is remembered") from None
 
-        not_excluded = (answer for answer in remembered if _select_items(answer.items, call))
-        popular = next(not_excluded, remembered[0])
         answer = replace(
             popular,
-            items=_select_items(popular.items, call),
             source="memory",
             status="error" if call.path == "recommendations" else None,  # only the lists of a batch have one
             failure=str(error),
@@ -647,14 +588,6 @@ def _parse_answer(fields: dict[str, Any]) -> Answer:
     optional = {name: fields[name] for name in OPTIONAL if name in fields}
     items = [item for item in fields["items"] if item["id"]]
     return Answer(items=items, source=fields["source"], release=fields["release"], tier=fields["tier"], **optional)
-
-
-def _select_items(items: "list[Item]", call: _Call) -> "list[Item]":
-    """Return the first *n* items that are not excluded, with the requested fields."""
-    excluded = set(call.options.get("exclude", ()))
-    kept = [item for item in items if item["id"] not in excluded][: call.n]
-    fields = call.options.get("fields", ITEM_FIELDS)
-    return [{name: item[name] for name in fields if name in item} for item in kept]  # type: ignore[literal-required,misc]  # names of fields, as the service takes them
 
 
 def _quoted(name: object) -> str:

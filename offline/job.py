@@ -43,7 +43,7 @@ from hotplate.stores.urls import redacted
 from hotplate.stores.verification import load_manifest
 
 if TYPE_CHECKING:
-    from hotplate.offline.mlflow_models import Logged
+    from hotplate.offline.mlflow_models import Logged, Tracking
 
 # Trains a model into a folder.
 TrainModel: TypeAlias = Callable[[TrainSettings, Path], TrainReport]
@@ -65,8 +65,7 @@ class Job:
 
     rules     reads the rules, after the training
     named     the lists besides the default one, by name
-    track     whether to log the model to MLflow
-    register  NAME or NAME@ALIAS in MLflow; a release that goes live sets the alias
+    tracking  how the model is logged to MLflow, None if it is not; a release that goes live sets the alias
     options   digest of all options; if they and the bytes of all inputs are unchanged, no run is needed
 
     training_inputs    files and folders that the training reads
@@ -81,8 +80,7 @@ class Job:
     lists: ListSettings
     rules: Callable[[], Rules]
     named: Mapping[str, NamedList]
-    track: bool
-    register: str | None
+    tracking: "Tracking | None"
     training_inputs: Sequence[Path]
     publishing_inputs: Sequence[Path]
     options: str
@@ -287,14 +285,10 @@ class Attempt:
 
         A model that an earlier attempt at the run has logged is not logged again.
         """
-        register = self._job.register
-        if register is None and not self._job.track:
+        if self._job.tracking is None:
             return None
-        from hotplate.offline import mlflow_models  # noqa: PLC0415 -- of an extra
-
         with folder.step("track"):
-            target = None if register is None else mlflow_models.Target.of(register)
-            logged = mlflow_models.log_training(folder.model, target, job=folder.run.id)
+            logged = self._job.tracking.log(folder.model, job=folder.run.id)
             self._update_summary(tracked=logged.uri)
         return logged
 
@@ -304,16 +298,14 @@ class Attempt:
         The model is looked up there unless it is *logged*. A failure is a warning, and recorded in *folder* for the
         next attempt.
         """
-        from hotplate.offline import mlflow_models  # noqa: PLC0415 -- of an extra
-
         release = folder.run.release
         is_unnoted = False
         try:
             logged = logged or self._log_model(folder)
             if logged is not None:
-                mlflow_models.record_release(logged.uri, self._job.store, release)
-            if logged is not None and is_live:
-                mlflow_models.set_alias(logged)
+                logged.record_release(self._job.store, release)
+                if is_live:
+                    logged.set_alias()
         except DataError as error:
             is_unnoted = True
             warn(not_recorded(release, error))

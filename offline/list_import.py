@@ -20,7 +20,7 @@ import numpy.typing as npt
 import polars as pl
 
 from hotplate.base.recommendations import ENTRY_TEXTS
-from hotplate.offline.attributes import read_attributes
+from hotplate.offline.attributes import Attributes, read_attributes
 from hotplate.offline.errors import DataError, SettingError
 from hotplate.offline.input.faults import data_errors
 from hotplate.offline.input.files import DataFile, fingerprint, input_files, named_paths
@@ -55,7 +55,7 @@ class ImportSettings:
 
     *lists* and *more* have the same columns. *similar* or *popular* alone suffice. *attribute_kinds* are `number`,
     `text`, `date` or `list` by attribute, for those that are not to be guessed; *shown* are attributes that answers
-    may have.
+    may have. Only the default list of a release has attributes.
     """
 
     lists: Path | None = None
@@ -205,7 +205,9 @@ class ImportedLists:
         self._items = numbers.ids()
         self._catalogue = len(titles.keys() | set(self._items))
         self._encoder = ListEncoder(self._items.to_list(), [titles.get(item) for item in self._items], name)
-        self._attributes = read_attributes(settings.attributes, settings.attribute_kinds, settings.shown)
+        self._attributes = Attributes([], {})
+        if not name:
+            self._attributes = read_attributes(settings.attributes, settings.attribute_kinds, settings.shown)
 
     def plan(self) -> Plan:
         """Return the most rows to write, and an estimate of their bytes, by which stores check their room.

@@ -1,4 +1,4 @@
-"""Models in MLflow: log a training as a run, register its model, and fetch it.
+"""Models in MLflow: log a training as a run, register its model, note its release, and fetch it.
 
 MLflow's variables, such as `MLFLOW_TRACKING_URI`, configure server, credentials and experiment.
 """
@@ -38,19 +38,47 @@ _STORE = "hotplate.store"
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
-    """A registered model, and the alias of its new version."""
+class Tracking:
+    """How a model is logged: as a version of the registered model *name*, if given, which may get an alias."""
 
-    name: str
+    name: str | None = None
     alias: str | None = None
 
     @classmethod
-    def of(cls, text: str) -> "Target":
-        """Parse NAME or NAME@ALIAS; raises SettingError."""
+    def of(cls, text: str | None) -> "Tracking":
+        """Parse NAME or NAME@ALIAS, None not to register the model; raises SettingError."""
+        if text is None:
+            return cls()
         name, at, alias = text.partition("@")
         if not name or (at and not alias) or set(name) & set("/:"):
             raise SettingError(f"The model {text!r} cannot be registered; write NAME or NAME@ALIAS, as shop@champion.")
         return cls(name, alias or None)
+
+    def log(self, folder: Path, job: str | None = None) -> "Logged":
+        """Log a model folder to MLflow as a run, with its parameters and metrics, and register it.
+
+        *job* is the id of a run of a pipeline. If an earlier attempt has logged it, that MLflow run is returned. Raises
+        DataError if the server fails.
+        """
+        description = describe(folder)
+        with _server_errors():
+            experiment = _experiment()
+
+            tags = dict[str, str]()
+            if job is not None:
+                logged = _finished_run(experiment, job, self)
+                if logged is not None:
+                    return logged
+                tags[_JOB] = job
+
+            with mlflow.start_run(experiment_id=experiment, tags=tags) as run:
+                mlflow.log_params(_params(description))
+                mlflow.log_metrics(_metrics(description))
+                mlflow.log_dict(description.to_json(), "report.json")
+                saved = LoggedModel.log(None, _Flavor, self.name, name=_FOLDER, folder=folder)
+
+            version = None if saved.registered_model_version is None else str(saved.registered_model_version)
+            return Logged(run.info.run_id, self, version)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,41 +86,26 @@ class Logged:
     """A run of MLflow, and its registered model version, if any."""
 
     run: str
-    target: Target | None = None
+    tracking: Tracking
     version: str | None = None
 
     @property
     def uri(self) -> str:
         """MLflow's URI, such as models:/shop/3."""
-        return f"runs:/{self.run}/{_FOLDER}" if self.target is None else f"models:/{self.target.name}/{self.version}"
+        if self.tracking.name is None:
+            return f"runs:/{self.run}/{_FOLDER}"
+        return f"models:/{self.tracking.name}/{self.version}"
 
+    def set_alias(self) -> None:
+        """Move the alias, if any, to the logged version; raises DataError."""
+        if self.tracking.alias is not None:
+            with _server_errors():
+                client = mlflow.MlflowClient()
+                client.set_registered_model_alias(self.tracking.name, self.tracking.alias, self.version)
 
-def log_training(folder: Path, target: Target | None = None, job: str | None = None) -> Logged:
-    """Log a model folder to MLflow as a run, with its parameters and metrics, and register it as *target*.
-
-    *job* is the id of a run of a pipeline. If an earlier attempt has logged it, that MLflow run is returned. Raises
-    DataError if the server fails.
-    """
-    description = describe(folder)
-    with _server_errors():
-        experiment = _experiment()
-
-        tags = dict[str, str]()
-        if job is not None:
-            logged = _finished_run(experiment, job, target)
-            if logged is not None:
-                return logged
-            tags[_JOB] = job
-
-        with mlflow.start_run(experiment_id=experiment, tags=tags) as run:
-            mlflow.log_params(_params(description))
-            mlflow.log_metrics(_metrics(description))
-            mlflow.log_dict(description.to_json(), "report.json")
-            name = None if target is None else target.name
-            saved = LoggedModel.log(None, _Flavor, name, name=_FOLDER, folder=folder)
-
-        version = None if saved.registered_model_version is None else str(saved.registered_model_version)
-        return Logged(run.info.run_id, target, version)
+    def record_release(self, store: str, release: str) -> None:
+        """Tag the version, if any, with the *release* made from it; raises DataError."""
+        record_release(self.uri, store, release)
 
 
 class _Flavor:
@@ -104,13 +117,6 @@ class _Flavor:
         shutil.copytree(folder, Path(path) / _FOLDER, ignore=shutil.ignore_patterns(LOCK))
         mlflow_model.add_flavor(FLAVOR, data=_FOLDER)
         mlflow_model.save(str(Path(path) / "MLmodel"))
-
-
-def set_alias(logged: Logged) -> None:
-    """Move the target's alias, if any, to the logged version."""
-    if logged.target is not None and logged.target.alias is not None:
-        with _server_errors():
-            mlflow.MlflowClient().set_registered_model_alias(logged.target.name, logged.target.alias, logged.version)
 
 
 def fetch(uri: str, out: Path) -> Path:
@@ -166,22 +172,22 @@ def _experiment() -> str:
     return str(mlflow.create_experiment(name) if experiment is None else experiment.experiment_id)
 
 
-def _finished_run(experiment: str, job: str, target: Target | None) -> Logged | None:
-    """Return the finished MLflow run that is tagged with *job*, with its version of the model *target*, if given.
+def _finished_run(experiment: str, job: str, tracking: Tracking) -> Logged | None:
+    """Return the finished MLflow run that is tagged with *job*, with its version of the registered model, if any.
 
-    *experiment* is the id of MLflow's experiment. None if there is no such run, or none registered as *target*.
+    *experiment* is the id of MLflow's experiment. None if there is no such run, or none registered as *tracking* says.
     """
     wanted = f"tags.`{_JOB}` = '{job}' and status = 'FINISHED'"
     runs = mlflow.search_runs([experiment], filter_string=wanted, output_format="list")
     for run in runs:
-        if target is None:
-            return Logged(run.info.run_id)
+        if tracking.name is None:
+            return Logged(run.info.run_id, tracking)
 
         versions = mlflow.search_model_versions(
-            filter_string=f"name = '{target.name}' and run_id = '{run.info.run_id}'"
+            filter_string=f"name = '{tracking.name}' and run_id = '{run.info.run_id}'"
         )
         if versions:
-            return Logged(run.info.run_id, target, str(versions[0].version))
+            return Logged(run.info.run_id, tracking, str(versions[0].version))
     return None
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from hotplate.base.report import Report, format_count
 from hotplate.base.report_page import brief
-from hotplate.offline.errors import SettingError, require_above_zero, require_at_least
+from hotplate.offline.errors import SettingError, require_above_zero
 from hotplate.offline.evaluate.evaluation import BASELINES, EvaluateOptions, evaluate_parts
 from hotplate.offline.evaluate.model_report import answer_in_words, quality_report, warnings_of
 from hotplate.offline.evaluate.records import EvaluationRecord, RepeatSearch, json_values
@@ -28,7 +28,7 @@ from hotplate.offline.input.matrix import Matrix, to_matrix
 from hotplate.offline.list_encoder import POPULAR_LENGTH, check_length
 from hotplate.offline.model import DataDescription, Model
 from hotplate.offline.model_folder import check_target, save
-from hotplate.offline.options import ReadOptions
+from hotplate.offline.options import ReadOptions, check_settings
 from hotplate.offline.search.popular_lists import ALL_TIME, search_popular
 from hotplate.offline.search.similar_items import choose_similar_params
 from hotplate.offline.search.trials import best_of_each_engine
@@ -87,8 +87,7 @@ class TrainSettings(ReadOptions):
 
         check_length(self.k, "k")
         check_length(self.popular_length, "popular_length")
-        require_at_least("min_per_user", self.min_per_user)
-        require_at_least("min_per_item", self.min_per_item)
+        check_settings(self)
         Weighing(self.weighting, self.half_life)  # raises SettingError
 
         for event, weight in (self.event_weights or {}).items():

@@ -416,7 +416,7 @@ def test_popular_list_that_is_remembered_is_refreshed(
 ) -> None:
     folder = tmp_path / "store"
     published(folder, LISTS)
-    monkeypatch.setattr(module, "REFRESH_S", 0.0)
+    monkeypatch.setattr("hotplate.remembered_lists.REFRESH_S", 0.0)
     with running(folder) as service, faulty_proxy(service.port) as proxy:
         client = learnt(connect, proxy.url)
         published(folder, LISTS | {"popular:": a_list("new")})
@@ -461,7 +461,7 @@ def test_an_empty_list_is_not_remembered(
     client: Impatient, proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     proxy.fault = answer(200, b'{"items":[],"source":"popular","release":"r","tier":"t"}')
-    monkeypatch.setattr(module, "REFRESH_S", 0.0)
+    monkeypatch.setattr("hotplate.remembered_lists.REFRESH_S", 0.0)
     client.recommendations("42", timeout_s=AMPLE_S)  # with a list that is due again
     proxy.fault = DROPPED
     replaced = client.recommendations("42", timeout_s=AMPLE_S)

@@ -144,7 +144,7 @@ def test_a_client_with_a_loop_for_each_call_remembers_and_renews_popular_lists(
     published(tmp_path / "store", {"user:1": a_list("a"), "popular:": a_list("old")})
     with running(tmp_path / "store") as service:
         client = hotplate.AsyncClient(service.url, timeout_s=30)
-        monkeypatch.setattr("hotplate.client.REFRESH_S", 0.0)
+        monkeypatch.setattr("hotplate.remembered_lists.REFRESH_S", 0.0)
 
         async def ask() -> hotplate.Answer:
             if not closes:
@@ -164,7 +164,7 @@ def test_a_client_with_a_loop_for_each_call_remembers_and_renews_popular_lists(
             assert asyncio.run(ask()).source == "personal"
         assert remembered() == ["old"]
 
-        monkeypatch.setattr("hotplate.client.REFRESH_AGAIN_S", 0.0)
+        monkeypatch.setattr("hotplate.remembered_lists.REFRESH_AGAIN_S", 0.0)
         published(tmp_path / "store", {"user:1": a_list("b"), "popular:": a_list("new")})
         until(lambda: asyncio.run(ask()) and remembered() == ["new"], "the list was not renewed")
 

@@ -1,10 +1,12 @@
 """Request units (RU), by which Cosmos DB charges: how many a publish spends, and their limit."""
 
+from dataclasses import dataclass
 from time import monotonic
 from typing import Annotated
 
 from hotplate.cli.terminal import out, store_url_or_default
 from hotplate.stores.options import Flag
+from hotplate.stores.store import ChargeCounter
 
 MaxRu = Annotated[int | None, Flag("The RU/s to spend in Cosmos DB; by default ru= of the URL.", at_least=1)]
 
@@ -16,39 +18,38 @@ def limit_ru(url: str | None, max_ru: int | None) -> str | None:
     return url if max_ru is None else with_max_ru(store_url_or_default(url), max_ru)
 
 
-class RequestUnitMeter:
-    """Observer that counts request units and 429s; prints nothing for stores without request units."""
+@dataclass
+class RequestUnitMeter(ChargeCounter):
+    """Counts request units and 429s since the first charge; prints nothing for stores without request units."""
 
-    def __init__(self) -> None:
-        self.request_units = 0.0
-        self.throttled = 0
-        self._began_at: float | None = None
+    began_at: float | None = None
 
     def charged(self, ru: float) -> None:
-        """Implement `Observer`."""
-        self._began_at = self._began_at or monotonic()
-        self.request_units += ru
+        """See `Observer`."""
+        self.began_at = self.began_at or monotonic()
+        super().charged(ru)
 
-    def failed(self, kind: str) -> None:
-        """Implement `Observer`."""
-        self.throttled += kind == "throttled"
+    @property
+    def throttled(self) -> int:
+        """Number of 429s."""
+        return self.failures.count("throttled")
 
     @property
     def seconds(self) -> float:
         """Seconds since the first charge."""
-        return 0.0 if self._began_at is None else monotonic() - self._began_at
+        return 0.0 if self.began_at is None else monotonic() - self.began_at
 
     def progress(self) -> str:
         """Return the rate so far, for a progress bar."""
-        return f"{self.request_units / max(self.seconds, 1.0):,.0f} RU/s" if self.request_units else ""
+        return f"{self.ru / max(self.seconds, 1.0):,.0f} RU/s" if self.ru else ""
 
     def to_json(self) -> dict[str, object]:
         """Return the totals for `--json`."""
-        if not self.request_units:
+        if not self.ru:
             return {}
         return {
             "spent": {
-                "request_units": round(self.request_units, 2),
+                "request_units": round(self.ru, 2),
                 "throttled": self.throttled,
                 "seconds": round(self.seconds, 3),
             }
@@ -56,8 +57,8 @@ class RequestUnitMeter:
 
     def print_totals(self, rows: int) -> None:
         """Print the totals, and the charge of a row."""
-        if self.request_units:
+        if self.ru:
             out.print(
-                f"{self.request_units:,.0f} RU, {self.request_units / max(rows, 1):.2f} for each row, read back once; "
+                f"{self.ru:,.0f} RU, {self.ru / max(rows, 1):.2f} for each row, read back once; "
                 f"{self.throttled:,} refused (429)"
             )

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from hotplate.base.report import format_count
-from hotplate.cli.flags import Verbs
+from hotplate.cli.flags import FolderOrUrl, Verbs
 from hotplate.cli.terminal import (
     StoreUrl,
     out,
@@ -59,7 +59,7 @@ def ship(
 
 @app.command()
 def report(
-    source: Annotated[str, Argument("A folder of closed segments, or its URL.", "FOLDER|URL")],
+    source: Annotated[FolderOrUrl, Argument("A folder of closed segments, or its URL.", "FOLDER|URL")],
     goal: Annotated[
         str | None,
         Flag(

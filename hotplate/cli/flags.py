@@ -31,16 +31,23 @@ ALIKE = 0.9
 KUBERNETES = "; Kubernetes sets it for a service of that name: give pods enableServiceLinks: false"
 JSON = "as_json"
 Json = Annotated[bool, Flag("Print one JSON object instead of text.", name="json")]
-METAVARS = {int: "N", float: "NUMBER", str: "TEXT", Path: "FILE"}
-
 T = TypeVar("T")
+
+
+class FolderOrUrl(str):
+    """The type of a setting: a folder of this machine, or a URL of an fsspec file system."""
+
+    __slots__ = ()
+
+
+METAVARS = {int: "N", float: "NUMBER", str: "TEXT", Path: "FILE", FolderOrUrl: "FOLDER|URL"}
 
 
 class Setting:
     """One annotated field or parameter.
 
     name         of the field
-    value_type   the type of a value: str, int, float, bool, Path or a Literal
+    value_type   the type of a value: str, int, float, bool, Path, FolderOrUrl or a Literal
     is_list      whether it has any number of values
     default      MISSING if it is required
     declaration  its help, bounds and place in the help
@@ -78,11 +85,6 @@ class Setting:
     def key(self) -> str:
         """The key in a TOML file: the name of the flag."""
         return self.name if self.flag is None else _key_of(self.flag)
-
-    @property
-    def is_rare(self) -> bool:
-        """Whether it stands last in the help."""
-        return self.declaration.panel == RARE
 
     @property
     def is_time(self) -> bool:
@@ -183,8 +185,7 @@ class Setting:
         value_type = self.value_type
         if "\0" in str(value):  # from TOML
             raise ValueError(f"{value!r} has a NUL character")
-        names_place = value_type is Path or self.declaration.metavar == "FOLDER|URL"
-        if value == "" and names_place:  # else it would be the working folder
+        if value == "" and value_type in (Path, FolderOrUrl):  # else it would be the working folder
             raise ValueError("an empty text names no file; leave it out, or write . for this folder")
         if value_type is Path and not self.declaration.urls:
             local_path(str(value))
@@ -199,7 +200,7 @@ class Setting:
             value_type = Annotated[value_type, bounds]
 
         try:
-            result = msgspec.convert(readable, value_type, strict=False, dec_hook=lambda path, text: path(text))
+            result = msgspec.convert(readable, value_type, strict=False, dec_hook=lambda place, text: place(text))
         except msgspec.ValidationError as error:
             cause = KUBERNETES if str(value).startswith("tcp://") else ""
             raise ValueError(f"{value!r} {self._describe_mismatch(str(error))}{cause}") from error
@@ -325,7 +326,7 @@ class Verb(click.Command):
 
     def get_help(self, ctx: click.Context) -> str:
         """Return the help, in which rare settings are the last."""
-        settings = sorted(self._settings, key=lambda setting: setting.is_rare)
+        settings = sorted(self._settings, key=lambda setting: setting.declaration.panel == RARE)
         entries = [setting.help_entry() for setting in settings]
         words = [ctx.command_path, "[OPTIONS]"]
         for setting, entry in zip(settings, entries, strict=True):

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from hotplate.cli.costs import MaxRu
+from hotplate.cli.flags import FolderOrUrl
 from hotplate.cli.terminal import Master, StoreUrl
 from hotplate.offline.options import GATES, RULES, Format, ListFormat, PublishSettings, ReadOptions, RuleFiles
 from hotplate.stores.options import Argument, Flag
@@ -230,6 +231,6 @@ class Places:
         tuple[Path, ...], Flag("A model folder to search; repeatable.", name="model", metavar="FOLDER")
     ] = ()
     events: Annotated[
-        tuple[str, ...],
-        Flag("A folder of events to search, or its URL; repeatable.", name="events", metavar="FOLDER|URL"),
+        tuple[FolderOrUrl, ...],
+        Flag("A folder of events to search, or its URL; repeatable.", name="events"),
     ] = ()

@@ -205,11 +205,7 @@ def import_lists(flags: ImportFlags) -> None:
     if has_unnamed_list or not flags_by_list:  # without any files, reading the unnamed list fails
         flags_by_list = {"": flags} | flags_by_list
 
-    # The first list is the default one, which is stored without a name.
-    settings_by_list = dict[str, ImportSettings]()
-    for name, stored_name in stored_names(flags_by_list).items():
-        settings_by_list[name] = _import_settings(flags_by_list[name], is_default=not stored_name)
-
+    settings_by_list = {name: _import_settings(list_flags) for name, list_flags in flags_by_list.items()}
     # The report names the files of the first list.
     first = next(iter(flags_by_list.values()))
     files = [path for path in (*first.lists, first.similar, first.popular) if path is not None]
@@ -231,12 +227,9 @@ def _read_imported_lists(settings: Mapping[str, ImportSettings], folder: Path, r
     return NamedLists(sources)
 
 
-def _import_settings(flags: ImportFlags, *, is_default: bool) -> ImportSettings:
-    """Return the settings to read a list from files, by the flags of `import`.
-
-    Only the default list has the attributes of items, which belong to the whole release.
-    """
-    settings = ImportSettings(
+def _import_settings(flags: ImportFlags) -> ImportSettings:
+    """Return the settings to read a list from files, by the flags of `import`."""
+    return ImportSettings(
         lists=flags.lists[0] if flags.lists else None,
         more=flags.lists[1:],
         popular=flags.popular,
@@ -245,11 +238,6 @@ def _import_settings(flags: ImportFlags, *, is_default: bool) -> ImportSettings:
         columns={**asdict(flags.columns), "title": flags.title_column},
         form=flags.text,
         length=flags.list_length,
-    )
-    if not is_default:
-        return settings
-    return replace(
-        settings,
         attributes=flags.item_attributes,
         attribute_kinds=parse_kinds(flags.attribute),
         shown=parse_names(flags.show),

@@ -166,7 +166,9 @@ def read_job(pipeline: PipelineFile) -> Job:
     gates = _read_gates(pipeline, checked_flags.settings)
     check_names(gates, ["", *flags_by_list])
 
-    _check_training(train_flags, pipeline.path)
+    if train_flags.engine == "spark":
+        raise SettingError(f"{pipeline.path}: a run trains on this machine; use train and publish for Spark.")
+    tracking = train_work.tracking_of(train_flags)
     training = train_work.train_settings(train_flags)
     _check_gates(gates, training)
     if publish_flags.fold_in:
@@ -192,8 +194,7 @@ def read_job(pipeline: PipelineFile) -> Job:
         lists=publish_work.list_settings(replace(publish_flags, rules=RuleFiles())),
         rules=partial(read_rules, publish_flags.rules),
         named={name: _named_list(flags) for name, flags in flags_by_list.items()},
-        track=train_flags.track,
-        register=train_flags.register,
+        tracking=tracking,
         training_inputs=list(_paths_in(train_flags)),
         publishing_inputs=list(chain.from_iterable(map(_paths_in, (publish_flags, *flags_by_list.values())))),
         options=_digest(options),
@@ -229,14 +230,6 @@ def _read_gates(pipeline: PipelineFile, settings: PublishSettings) -> tuple[Gate
     """Return the gates of [publish], and those of [gates], which replace gates of the same name."""
     of_pipeline = parse_gates(pipeline.tables["gates"], f"{pipeline.path}, [gates]")
     return last_of_each([*bounds_of(settings), *of_pipeline])
-
-
-def _check_training(flags: TrainFlags, path: Path) -> None:
-    """Raise SettingError for flags that a run cannot train with; DataError for an invalid name of a model."""
-    if flags.engine == "spark":
-        raise SettingError(f"{path}: a run trains on this machine; use train and publish for Spark.")
-    if flags.register is not None or flags.track:
-        train_work.check_registered_name(flags.register)
 
 
 def _check_gates(gates: Iterable[Gate], settings: TrainSettings) -> None:

@@ -3,6 +3,7 @@
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hotplate.base.report import format_count, print_report
 from hotplate.cli.options import TrainFlags
@@ -16,6 +17,9 @@ from hotplate.offline.search.tuning import Search, TuneOptions
 from hotplate.offline.train.engine import read_params
 from hotplate.offline.training import TrainReport, TrainSettings, train, trials_folder
 
+if TYPE_CHECKING:
+    from hotplate.offline.mlflow_models import Tracking
+
 
 def train_verb(flags: TrainFlags, model: Path, *, master: str | None) -> None:
     """Train, write the folder *model*, print the report, and log the model to MLflow if *flags* say so.
@@ -23,9 +27,7 @@ def train_verb(flags: TrainFlags, model: Path, *, master: str | None) -> None:
     *master* is the URL of a Spark cluster, only for the engine Spark. Raises SettingError for invalid options.
     """
     settings = train_settings(flags)
-    is_logged = flags.track or flags.register is not None
-    if is_logged:
-        check_registered_name(flags.register)
+    tracking = tracking_of(flags)
 
     session: AbstractContextManager[object] = nullcontext()
     if flags.engine == "spark":
@@ -38,26 +40,22 @@ def train_verb(flags: TrainFlags, model: Path, *, master: str | None) -> None:
         report = train_model(settings, model)
 
     print_training(report)
-    if is_logged:
-        err.print(f"hotplate: the model is {_log_model(model, flags.register)} in MLflow")
+    if tracking is not None:
+        logged = run_interruptibly(lambda: tracking.log(model))
+        logged.set_alias()
+        err.print(f"hotplate: the model is {logged.uri} in MLflow")
 
 
-def check_registered_name(register: str | None) -> None:
-    """Raise an error before any work if MLflow, an extra, is not installed; DataError for an invalid NAME[@ALIAS]."""
-    from hotplate.offline.mlflow_models import Target  # an extra
+def tracking_of(flags: TrainFlags) -> "Tracking | None":
+    """Return how the model is logged to MLflow, None if it is not.
 
-    if register is not None:
-        Target.of(register)
+    Raises an error before any work if MLflow, an extra, is not installed; SettingError for an invalid NAME[@ALIAS].
+    """
+    if flags.register is None and not flags.track:
+        return None
+    from hotplate.offline.mlflow_models import Tracking  # an extra
 
-
-def _log_model(model: Path, register: str | None) -> str:
-    """Log the folder *model* to MLflow, register it as NAME[@ALIAS] if that is given, and return its URI."""
-    from hotplate.offline import mlflow_models  # an extra
-
-    target = None if register is None else mlflow_models.Target.of(register)
-    logged = run_interruptibly(lambda: mlflow_models.log_training(model, target))
-    mlflow_models.set_alias(logged)
-    return logged.uri
+    return Tracking.of(flags.register)
 
 
 def train_settings(flags: TrainFlags) -> TrainSettings:

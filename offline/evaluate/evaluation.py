@@ -14,7 +14,6 @@ from hotplate.offline.evaluate.metrics import (
     Spread,
     Values,
     coverage,
-    fill_empty_lists,
     measure_users,
 )
 from hotplate.offline.evaluate.records import BaselineRecord, EvaluationRecord, Lead
@@ -54,10 +53,18 @@ BASELINES: tuple[Params, ...] = (PopularityParams(), NeighbourParams())
 
 
 class EvaluatedLists(NamedTuple):
-    """Lists, and those *as_served*: with popular items for users without one. Both are [users, k]."""
+    """Lists [users, k], and the *popular* items, best first, that users without a list are served."""
 
     lists: Indices
-    as_served: Indices
+    popular: Indices
+
+    @property
+    def as_served(self) -> Indices:
+        """The lists, with the first of the popular items for users without one [users, k]."""
+        served = self.lists.copy()
+        first = self.popular[: self.lists.shape[1]]
+        served[(self.lists < 0).all(axis=1), : len(first)] = first
+        return served
 
 
 # Returns the lists of a fitted model under the rules of a release.
@@ -267,13 +274,13 @@ def fit_parts(parts: Parts, params: Params, on_iteration: OnIteration | None = N
 
 
 def recommend_all(ranker: Ranker | ScoresOfUsers, parts: Parts, k: int, popularity: Popularity) -> EvaluatedLists:
-    """Return the lists [users, k] of users with test items, and those that they are served; -1 for others.
+    """Return the lists [users, k] of users with test items, -1 for others, and the popular list.
 
     Lists that are too short are filled by *popularity*, and users without items are served the popular list.
     """
     ranked = popularity.fill(parts.seen, parts.tested, ranker.recommend(parts.seen, parts.tested, k))
     lists = lists_of_tested(parts, k, ranked.items)
-    return EvaluatedLists(lists, fill_empty_lists(lists, chosen_items(popularity.counts)))
+    return EvaluatedLists(lists, chosen_items(popularity.counts))
 
 
 def evaluate_as_published(
@@ -357,4 +364,4 @@ def _published_lists(
         lists_of_users = lists_of_train.for_users(replace(train_model, matrix=seen_matrix))
 
     lists = lists_of_tested(parts, k, lists_of_users.personal(parts.tested).items)
-    return EvaluatedLists(lists, fill_empty_lists(lists, popular_items))
+    return EvaluatedLists(lists, popular_items)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -74,9 +74,6 @@ class RatingMetrics:
     mae: float
     r2: float
     explained_variance: float
-
-
-RANKING = tuple(field.name for field in fields(RankingMetrics) if field.type is float)
 
 
 def measured(metrics: RankingMetrics | RatingMetrics) -> dict[str, float]:
@@ -199,14 +196,6 @@ def measure_users(recommended: Indices, test: UserItems) -> UserMetrics:
     }
     with_list: Mask = np.any(lists >= 0, axis=1)
     return UserMetrics(k, users, with_list, values)
-
-
-def fill_empty_lists(lists: Indices, popular: Indices) -> Indices:
-    """Return *lists* [users, k] as they are served: users without a list get the first of the *popular* items."""
-    served = lists.copy()
-    first = popular[: lists.shape[1]]
-    served[(lists < 0).all(axis=1), : len(first)] = first
-    return served
 
 
 class Spread(NamedTuple):

@@ -23,7 +23,6 @@ from hotplate.offline.evaluate.evaluation import (
 )
 from hotplate.offline.evaluate.metrics import (
     RatingMetrics,
-    fill_empty_lists,
     measure_ratings,
     measure_users,
     measured,
@@ -59,6 +58,7 @@ from hotplate.stores.verification import load_manifest
 _REQUIRED_ROLES = ("user", "item")
 # Of a truth, this share may be rows that a model has learnt.
 _MOST_LEARNT = 0.01
+_NO_ITEMS: Indices = np.zeros(0, dtype=np.int32)
 _LISTS_SCHEMA = {"user": pl.String, "item": pl.String, "score": pl.Float64}
 
 
@@ -270,7 +270,7 @@ class Evaluator:
                 f"{' '.join(sentences)} At most {_MOST_LEARNT:.0%} may be: give a later log with times, or measure on "
                 "rows that are held back, as hotplate train --split does."
             )
-        return sentences
+        return list(dict.fromkeys(sentences))
 
     def _learnt_by(self, candidate: Candidate) -> UserItems | None:
         """Return the pairs of the truth that a candidate has learnt, a matrix [users, items]; None if that is unknown.
@@ -295,26 +295,27 @@ class Evaluator:
         known = csr_matrix(self._test.shape, dtype=np.float32) if history is None else history
         parts = Parts.of(known, self._test, repeats=True)
         popularity = popularity_of(parts, PopularityParams())
-        popular_items = chosen_items(popularity.counts)
-        if candidate.popular is not None:
-            popular_items = _numbers_of_ids(candidate.popular, self._items)
-
-        lists = self._item_numbers(candidate)
-        served = fill_empty_lists(lists, popular_items)
-        result = measure_lists(EvaluatedLists(lists, served), self._test, history)
+        evaluated = self._evaluated(candidate, chosen_items(popularity.counts))
+        result = measure_lists(evaluated, self._test, history)
 
         baselines = dict[str, BaselineRecord]()
-        if len(popular_items):
-            popular = self._popular_lists(parts, popularity, popular_items)
+        if len(evaluated.popular):
+            popular = self._popular_lists(parts, popularity, evaluated.popular)
             baselines["popularity"] = baseline_record(measure_lists(popular, self._test, history), {}, result)
         return record_of(parts, "lists", {}, result, baselines)
+
+    def _evaluated(self, candidate: Candidate, popular: Indices = _NO_ITEMS) -> EvaluatedLists:
+        """Return the lists of a candidate, and the popular items that are served in place of one, or else *popular*."""
+        if candidate.popular is not None:
+            popular = _numbers_of_ids(candidate.popular, self._items)
+        return EvaluatedLists(self._item_numbers(candidate), popular)
 
     def _popular_lists(self, parts: Parts, popularity: Popularity, popular_items: Indices) -> EvaluatedLists:
         """Return lists of popular items that the user does not have; of *popular_items* for all without a history."""
         if self._history is not None:
             return recommend_all(popularity, parts, self._k, popularity)
-        popular = fill_empty_lists(no_items(self._test.shape[0], self._k), popular_items)
-        return EvaluatedLists(popular, popular)
+        nobody = EvaluatedLists(no_items(self._test.shape[0], self._k), popular_items)
+        return nobody._replace(lists=nobody.as_served)
 
     def compare(self, first: Candidate, second: Candidate) -> Report:
         """Return a report on the metrics of two candidates, A and B, with the 95 % intervals of their differences.
@@ -324,12 +325,10 @@ class Evaluator:
         certainly worse, the report counts as broken. Raises DataError and SettingError as `evaluate`.
         """
         learnt = self._learnt_in_words(first, second)
-        lists_of_first = self._item_numbers(first)
-        lists_of_second = self._item_numbers(second)
-        served_by_first = self._as_served(lists_of_first, first)
-        served_by_second = self._as_served(lists_of_second, second)
-        a = measure_users(served_by_first, self._test)
-        b = measure_users(served_by_second, self._test)
+        of_first = self._evaluated(first)
+        of_second = self._evaluated(second)
+        a = measure_users(of_first.as_served, self._test)
+        b = measure_users(of_second.as_served, self._test)
 
         apart = replace(b, values={name: values - a.values[name] for name, values in b.values.items()})
         rows = list[Row]()
@@ -338,16 +337,20 @@ class Evaluator:
 
         lead = Lead.of(apart.values["ndcg"])
         sentence = f"{second.origin} is {difference_in_words(first.origin, lead)} by nDCG@{self._k}"
+        # Two candidates of one origin have the same notes.
+        notes = (
+            f"{format_count(len(a.users), 'user')}, each user's two lists compared at {self._k}",
+            *_notes_on_missing_lists(of_first.lists[a.users], first),
+            *_notes_on_missing_lists(of_second.lists[a.users], second),
+        )
         return Report(
             kind=f"evaluate compare {first.origin} {second.origin}",
-            sentence=" ".join([f"{sentence}.", self._common_in_words(served_by_first, served_by_second), *learnt]),
+            sentence=" ".join(
+                [f"{sentence}.", self._common_in_words(of_first.as_served, of_second.as_served), *learnt]
+            ),
             rows=tuple(rows),
             columns=columns_of(rows, self._k),
-            notes=(
-                f"{format_count(len(a.users), 'user')}, each user's two lists compared at {self._k}",
-                *_notes_on_missing_lists(lists_of_first[a.users], first),
-                *_notes_on_missing_lists(lists_of_second[a.users], second),
-            ),
+            notes=tuple(dict.fromkeys(notes)),
             broken=("B is worse than A, beyond what chance explains",) if lead.verdict == "worse" else (),
             extra={"verdict": lead.verdict},
         )
@@ -361,12 +364,6 @@ class Evaluator:
         listed = self._matrix(users.astype(np.int32), second[second >= 0])
         are_common = has_items(listed, tested, first[tested])
         return f"A user's two lists have {are_common.sum() / len(tested):.1f} of {self._k} items in common."
-
-    def _as_served(self, lists: Indices, candidate: Candidate) -> Indices:
-        """Return *lists* [users, k], with the candidate's popular list, if known, for users without one."""
-        if candidate.popular is None:
-            return lists
-        return fill_empty_lists(lists, _numbers_of_ids(candidate.popular, self._items))
 
     def _item_numbers(self, candidate: Candidate) -> Indices:
         """Return the lists of *candidate* as item numbers [users, k], -1 after the end; DataError if no user has any.

@@ -54,6 +54,11 @@ _PARQUET_HEADS = {
     rb"\Z": "is empty",
     rb"(?!PAR1)": "is not Parquet, but begins with {head}; rename it by its kind, such as .csv",
 }
+# The beginning of an error of a Parquet reader, and what it tells, as the end of a sentence.
+_PARQUET_ERRORS = {
+    r"parquet: ": " is cut or damaged; copy it again",
+    r"column with name '(.*)' has more than one occurrence": " has the column '{0}' more than once; rename all but one",
+}
 _DELIMITERS = ",;\t|"
 
 
@@ -132,23 +137,22 @@ def _with_name(fault: str, path: Path) -> str:
 
 def _fault_of_contents(file: _File, error: Exception) -> str | None:
     """Return what is wrong with a file that could not be parsed, to be put after its name; None if unknown."""
-    is_damaged = _compression(file.path) is not None
     if file.kind == "events":
         return None
     if file.kind == "parquet":
-        is_damaged = str(error).startswith("parquet: ")
-    else:
-        try:
+        faults = ((re.match(beginning, str(error)), fault) for beginning, fault in _PARQUET_ERRORS.items())
+        return next((fault.format(*match.groups()) for match, fault in faults if match), None)
+    try:
+        with _opened(file.path) as lines:
+            fault = _fault_of_encoding(lines)
+        if fault is None:
             with _opened(file.path) as lines:
-                fault = _fault_of_encoding(lines)
-            if fault is None:
-                with _opened(file.path) as lines:
-                    fault = _fault_of_quotes(map(bytes.decode, lines))
-            if fault is not None:
-                return _with_name(fault, file.path)
-        except _CUT:
-            pass
-    return " is cut or damaged; copy it again" if is_damaged else None
+                fault = _fault_of_quotes(map(bytes.decode, lines))
+        if fault is not None:
+            return _with_name(fault, file.path)
+    except _CUT:
+        pass
+    return None if _compression(file.path) is None else " is cut or damaged; copy it again"
 
 
 def _fault_of_encoding(lines: Iterable[bytes]) -> str | None:

@@ -34,6 +34,8 @@ _WHOLE_FLOATS: Mapping[pl.DataType, int] = {pl.Float16(): 2**11, pl.Float32(): 2
 # Types of which no text, and no time, can be made.
 _NOT_TEXTS: Sequence[type[pl.DataType]] = (pl.Binary, pl.Object, pl.Duration)
 _NOT_TIMES: Sequence[type[pl.DataType]] = (*_NOT_TEXTS, pl.Boolean, pl.Time)
+# Of a decimal, as polars reads it; Parquet has types with up to 76.
+_MOST_DIGITS = 38
 _UUID_BYTES = 16
 _UUID_PATTERN = "^(.{8})(.{4})(.{4})(.{4})(.{12})$"
 _FIELD = r'(?:"(?:[^"]|"")*"|[^"\t]*)'
@@ -124,10 +126,18 @@ class Table:
         return pl.col(name).map_batches(UsualTimes(), return_dtype=pl.Datetime("us"), is_elementwise=True)
 
     def _dtype_of(self, name: str, kind: str, unusable: Sequence[type[pl.DataType]] = _NOT_TEXTS) -> pl.DataType:
-        """Return the type of the column *name*; raises DataError if it is nested or *unusable* as a *kind* of value."""
+        """Return the type of the column *name*.
+
+        Raises DataError if it is nested, *unusable* as a *kind* of value, or of decimals that polars cannot read.
+        """
         dtype = self.schema[name]
         if dtype.is_nested() or dtype in unusable:
             raise DataError(f"The column {name!r} of {self.file} holds {dtype}, which is not a {kind}; name another.")
+        if isinstance(dtype, pl.Decimal) and dtype.precision > _MOST_DIGITS:
+            raise DataError(
+                f"The column {name!r} of {self.file} has decimals of {dtype.precision} digits, and at most "
+                f"{_MOST_DIGITS} can be read; write them as float64, or ids as texts."
+            )
         return dtype
 
     def describe(self, row: int, column: str) -> DescribedRow:

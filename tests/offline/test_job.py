@@ -88,22 +88,19 @@ def test_a_run_keeps_a_model_that_cannot_be_read_for_a_moment(
 class RegistryStandIn:
     """Stands in for `hotplate.offline.mlflow_models` with a registry that may be away, and records the calls."""
 
-    Target = SimpleNamespace(of=str)
-
     def __init__(self) -> None:
         self.away = set[str]()
         self.calls = list[str]()
+        self.Tracking = SimpleNamespace(of=lambda _: SimpleNamespace(log=self._log))
 
-    def log_training(self, *_: object, job: str) -> SimpleNamespace:
-        self._call("log_training")
-        return SimpleNamespace(uri="models:/shop/1", job=job)
-
-    def record_release(self, *_: object) -> None:
-        self._call("record_release")
-
-    def set_alias(self, logged: SimpleNamespace) -> None:
-        assert logged.job
-        self._call("set_alias")
+    def _log(self, _: Path, job: str) -> SimpleNamespace:
+        assert job
+        self._call("log")
+        return SimpleNamespace(
+            uri="models:/shop/1",
+            record_release=lambda *_: self._call("record_release"),
+            set_alias=lambda: self._call("set_alias"),
+        )
 
     def _call(self, name: str) -> None:
         self.calls.append(name)
@@ -138,9 +135,9 @@ def test_a_run_repeats_a_note_of_its_release_that_failed(registry: RegistryStand
         done = hotplate.run(pipeline)
         return done["outcome"], "not recorded in MLflow" in str(done.get("warnings")), registry.calls.copy()
 
-    noted = ["log_training", "record_release", "set_alias"]
+    noted = ["log", "record_release", "set_alias"]
     assert run("set_alias") == ("published", True, noted)
-    assert run("log_training") == ("unchanged", True, noted[:1])
+    assert run("log") == ("unchanged", True, noted[:1])
     assert run("record_release") == ("unchanged", True, noted[:2])
     assert run() == ("unchanged", False, noted)
     assert run() == ("unchanged", False, [])
@@ -153,7 +150,7 @@ def test_a_repeated_note_sets_no_alias_if_another_release_went_live(registry: Re
     registry.away.clear()
     registry.calls.clear()
     assert hotplate.run(pipeline)["outcome"] == "unchanged"
-    assert registry.calls == ["log_training", "record_release"]
+    assert registry.calls == ["log", "record_release"]
 
 
 def test_a_run_repeats_a_note_of_a_refused_release(registry: RegistryStandIn, pipeline: Path) -> None:
@@ -165,9 +162,9 @@ def test_a_run_repeats_a_note_of_a_refused_release(registry: RegistryStandIn, pi
     registry.calls.clear()
     again = hotplate.run(pipeline)
     assert (again["outcome"], again.get("warnings")) == ("refused", None)
-    assert registry.calls == ["log_training", "record_release"]
+    assert registry.calls == ["log", "record_release"]
     hotplate.run(pipeline)
-    assert registry.calls == ["log_training", "record_release"]
+    assert registry.calls == ["log", "record_release"]
 
 
 def test_a_refused_release_that_was_erased_is_not_to_be_activated(

@@ -12,7 +12,7 @@ from tests.support.interactions import checkerboard_model, write
 
 mlflow = pytest.importorskip("mlflow")
 from hotplate.offline import mlflow_models  # noqa: E402 -- it loads mlflow
-from hotplate.offline.mlflow_models import Target  # noqa: E402 -- as above
+from hotplate.offline.mlflow_models import Tracking  # noqa: E402 -- as above
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # by MLflow and its imports
 
@@ -33,15 +33,15 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_registered_model_is_fetched_unchanged(folder: Path, tmp_path: Path) -> None:
-    logged = mlflow_models.log_training(folder, Target.of("shop@champion"), job="one")
-    assert mlflow_models.log_training(folder, Target.of("shop@champion"), job="one") == logged
+    logged = Tracking.of("shop@champion").log(folder, job="one")
+    assert Tracking.of("shop@champion").log(folder, job="one") == logged
     assert logged.uri == "models:/shop/1"
     run = mlflow.get_run(logged.run)
     assert run.data.params["engine"] == "als"
     assert run.data.params["data.fingerprint"] == "abc"
     with pytest.raises(DataError, match=r"MLflow at sqlite:.* failed"):
         mlflow_models.fetch("models:/shop@champion", tmp_path / "early")
-    mlflow_models.set_alias(logged)
+    logged.set_alias()
     fetched = mlflow_models.fetch("models:/shop@champion", tmp_path / "out")
     assert (fetched / "model.json").read_bytes() == (folder / "model.json").read_bytes()
     mlflow_models.record_release(mlflow_models.resolve("models:/shop@champion"), "redis://user:hidden@host/0", "r1")
@@ -52,7 +52,7 @@ def test_registered_model_is_fetched_unchanged(folder: Path, tmp_path: Path) -> 
 @pytest.mark.parametrize("text", ["", "@champion", "shop@", "a/b"])
 def test_invalid_model_name_is_refused(text: str) -> None:
     with pytest.raises(SettingError, match="NAME@ALIAS"):
-        Target.of(text)
+        Tracking.of(text)
 
 
 def test_train_registers_and_publish_takes_the_version_by_its_alias(tmp_path: Path) -> None:
@@ -122,7 +122,7 @@ def test_run_is_published_with_a_warning_if_mlflow_fails_afterwards(
     text = f'[train]\n{train}\n[publish]\nstore = "file://{tmp_path}/store"\n[run]\nwork = "work"\n'
     pipeline = write(tmp_path / "nightly.toml", text)
     with monkeypatch.context() as outage:
-        outage.setattr(mlflow_models, "set_alias", fail)
+        outage.setattr(mlflow_models.Logged, "set_alias", fail)
         done = hotplate("run", pipeline)
     summary = json.loads(done.stdout.splitlines()[-1])
     assert (done.returncode, summary["outcome"]) == (0, "published"), done.stderr
@@ -139,8 +139,8 @@ async def interrupt(*_: object, **__: object) -> None:
 
 def test_an_alias_and_latest_are_one_version_for_all_of_a_publish(folder: Path) -> None:
     for _ in range(2):
-        logged = mlflow_models.log_training(folder, Target.of("shop@champion"))
-    mlflow_models.set_alias(logged)
+        logged = Tracking.of("shop@champion").log(folder)
+    logged.set_alias()
     assert mlflow_models.resolve("models:/shop@champion") == "models:/shop/2"
     assert mlflow_models.resolve("models:/shop/latest") == "models:/shop/2"
     assert mlflow_models.resolve("models:/shop/1") == "models:/shop/1"

@@ -15,7 +15,7 @@ import pytest
 from aiohttp import web
 
 from hotplate.bench.process import free_port
-from hotplate.client import REFRESH_AGAIN_S
+from hotplate.remembered_lists import REFRESH_AGAIN_S
 from tests.support import patience
 from tests.support.browser import opened
 from tests.support.examples import examples

@@ -8,9 +8,12 @@ import random
 import uuid
 from collections.abc import Callable
 from datetime import timedelta
+from decimal import Decimal
 from pathlib import Path
 
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import zstandard
 
@@ -35,9 +38,12 @@ def error_of(path: Path, **settings: object) -> str:
     return message
 
 
-def parquet(frame: pl.DataFrame) -> bytes:
+def parquet(table: pl.DataFrame | pa.Table) -> bytes:
     stream = io.BytesIO()
-    frame.write_parquet(stream)
+    if isinstance(table, pl.DataFrame):
+        table.write_parquet(stream)
+    else:
+        pq.write_table(table, stream)
     return stream.getvalue()
 
 
@@ -49,6 +55,16 @@ FILES: list[tuple[str, str | bytes, str]] = [
     ("a.csv", "user,item\n", "a.csv has no rows, or a header alone."),
     ("c.parquet", parquet(pl.read_csv(GOOD.encode()))[:-100], "c.parquet is cut or damaged; copy it again"),
     ("c.parquet", "user,item\na,b\n", "c.parquet is not Parquet, but begins with b'user'"),
+    (
+        "c.parquet",
+        parquet(pa.table([["a"], ["b"], ["c"]], names=["user", "item", "item"])),
+        "c.parquet has the column 'item' more than once; rename all but one.",
+    ),
+    (
+        "c.parquet",
+        parquet(pa.table({"user": ["a"], "item": ["b"], "weight": pa.array([Decimal(1)], pa.decimal256(50, 2))})),
+        "c.parquet has decimals of 50 digits, and at most 38 can be read; write them as float64",
+    ),
     ("a.csv", "user,item,weight\na,b,1\na,c,1,4\nb,c,1\n", "a.csv, row 3: '4' stands after the last field"),
     ("a.csv", 'user,item\na,"b\na,c\n', """a.csv, line 2: 'a,"b' has a quote (") that is not closed; remove it"""),
     ("a.csv", 'user,item\na,b\nu"5,c\n' + "a,c\n" * 99, "a.csv, line 3: "),
