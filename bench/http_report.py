@@ -10,11 +10,12 @@ import numpy as np
 
 from hotplate.base.report import Curve, Plot, Report, Row, format_count, format_value
 from hotplate.bench.experiment import Figure, latencies, left_out, report_of, shares
-from hotplate.bench.figure_names import AT_LEAST, HIGHEST_RATE, LATENESS, P50, P99, RATE
+from hotplate.bench.figure_names import AT_LEAST, LATENESS, P50, P99, RATE
 from hotplate.bench.http_plan import HttpPlan
 from hotplate.bench.lists import CheckResult
 from hotplate.bench.loadgen.result import ENOUGH_SAMPLES, Result, lag_note, lag_us, latency_us
 from hotplate.bench.objective import format_bound, format_ms
+from hotplate.bench.planner.inputs import HIGHEST_RATE
 from hotplate.bench.search import (
     Trial,
     first_outside,

@@ -11,17 +11,19 @@ from hotplate.bench.planner.formulas import explain
 from hotplate.bench.planner.inputs import CAPACITIES, INPUT_FIELDS, POD_STORES
 from hotplate.bench.planner.plan import CapacityPlan, break_even
 from hotplate.bench.planner.saved_plan import Baseline, describe_growth
-from hotplate.bench.planner.serving_options import CARRIED, COSTS, TODAY, pod_store
+from hotplate.bench.planner.serving_options import (
+    CARRIED,
+    COSTS,
+    FEES,
+    NOT_PRICED,
+    TODAY,
+    TRAFFIC,
+    UNPRICED_BY_DEFAULT,
+    Cost,
+)
 from hotplate.bench.verdict import Gravity, concluded, findings_of
 from hotplate.stores.cosmos.url import AUTOSCALE_STEP, INITIAL_PARTITION_RU, MANUAL_STEP
 
-# Outside of all figures.
-NOT_PRICED = (
-    "reserved capacity and its discount", "writes in several regions", "tiers of Azure Managed Redis but Balanced",
-    "unused share of nodes", "traffic between regions and to the internet", "backups", "private links", "free tiers",
-)  # fmt: skip
-# Not priced by default.
-FEES = {"gateway_month": "gateway", "ru_factor": "zone redundancy", "cluster_month": "AKS's fee"}
 OUTLINE = {**sizing.OUTLINE, **serving_options.OUTLINE}
 # Headings of the options; Cosmos DB's modes in words.
 OPTION_HEADINGS = {
@@ -192,18 +194,15 @@ def _cost_rows(plan: CapacityPlan) -> Iterator[Row]:
     """
     currency = plan.prices.currency
     obstacles = plan.obstacles
-    figure_by_cost = {**COSTS, f"in all, {currency}/month": "{option}_total"}
-    for cost, figure in figure_by_cost.items():
-        if figure in FEES and not plan.number(figure):
+    for cost in (*COSTS, Cost(f"in all, {currency}/month", "{option}_total")):
+        if cost.fee and not plan.number(cost.figure):
             continue
         for option in OPTION_HEADINGS:
             if option in obstacles:
-                yield Row(cost, option, currency, note=obstacles[option])
-                continue
-            value = plan.number(figure.format(option=option, pods=pod_store(option)))
-            if figure == "gateway_month" and option not in CAPACITIES:
-                value = 0.0
-            yield Row(cost, option, currency, value)
+                yield Row(cost.label, option, currency, note=obstacles[option])
+            else:
+                value = plan.number(cost.figure_of(option)) if option in cost.options else 0.0
+                yield Row(cost.label, option, currency, value)
 
 
 def _reasons(plan: CapacityPlan) -> Iterator[tuple[str, str]]:
@@ -233,7 +232,7 @@ def _reasons(plan: CapacityPlan) -> Iterator[tuple[str, str]]:
         yield "no", "; ".join(_describe_obstacles(plan.obstacles))
 
     dates = sorted(price.date for price in plan.prices.named.values())
-    unpriced = ", ".join((*_unpriced_fees(plan), "traffic"))
+    unpriced = ", ".join((*_unpriced_fees(plan), TRAFFIC))
     yield "priced", f"by prices of {dates[0]} to {dates[-1]}; not {unpriced}  (--all)"
 
 
@@ -263,7 +262,7 @@ def _describe_obstacles(obstacles: Mapping[str, str]) -> Iterator[str]:
 
 
 def _unpriced_fees(plan: CapacityPlan) -> list[str]:
-    return [words for name, words in FEES.items() if name not in plan.sourced.sources]
+    return [words for name, words in UNPRICED_BY_DEFAULT.items() if name not in plan.sourced.sources]
 
 
 def _format_hours(hours: float) -> str:

@@ -6,7 +6,9 @@ cost, as USD/month. Costs of a way that is not possible are obstacles, which nam
 """
 
 from collections.abc import Sequence
+from functools import reduce
 from math import log, sqrt
+from operator import add
 from statistics import fmean
 from typing import NamedTuple
 
@@ -60,11 +62,42 @@ OUTLINE = {
         "Redis, pods and training": "redis_total", "files, pods and training": "files_total",
     },
 }  # fmt: skip
-# Lines of its first table, in which `{option}` is the name of an option, and `{pods}` that of the store its pods read.
-COSTS = {
-    "store": "{option}_cost", "gateway": "gateway_month", "pods": "{pods}_pods_cost", "Kubernetes": "cluster_month",
-    "training": "training_cost",
-}  # fmt: skip
+
+
+class Cost(NamedTuple):
+    """A kind of monthly cost: a part of the totals, and a line of the report's first table.
+
+    figure   its name, in which `{option}` is the name of an option, and `{pods}` that of the store its pods read
+    options  those that have this cost
+    fee      what is not priced while the figure is 0, as by default; empty for a cost that is always priced
+    """
+
+    label: str
+    figure: str
+    options: Sequence[str] = STORES
+    fee: str = ""
+
+    def figure_of(self, option: str) -> str:
+        """Return the name of the figure of an option."""
+        return self.figure.format(option=option, pods=pod_store(option))
+
+
+COSTS = (
+    Cost("store", "{option}_cost"),
+    Cost("gateway", "gateway_month", CAPACITIES, fee="gateway"),
+    Cost("pods", "{pods}_pods_cost"),
+    Cost("Kubernetes", "cluster_month", fee="AKS's fee"),
+    Cost("training", "training_cost"),
+)
+FEES = {cost.figure: cost.fee for cost in COSTS if cost.fee}
+# Not priced unless they are given, by figure.
+UNPRICED_BY_DEFAULT = {**FEES, "ru_factor": "zone redundancy"}
+# Outside of all figures; the first line names traffic alone.
+TRAFFIC = "traffic"
+NOT_PRICED = (
+    "reserved capacity and its discount", "writes in several regions", "tiers of Azure Managed Redis but Balanced",
+    "unused share of nodes", "traffic between regions and to the internet", "backups", "private links", "free tiers",
+)  # fmt: skip
 
 
 def add_costs(table: FigureTable, prices: Prices) -> None:
@@ -407,8 +440,8 @@ def fullest_shard_factor(shards: float, releases: float) -> float:
 def _add_totals(table: FigureTable, cost_unit: str) -> None:
     """Add to *table* the total with each way to store the lists, by the costs of each store alone.
 
-    `cosmos_total` is that of Cosmos DB with the chosen capacity mode. Only Cosmos DB has a gateway. The total of a
-    store that is not possible is an obstacle.
+    `cosmos_total` is that of Cosmos DB with the chosen capacity mode. The total of a store that is not possible is
+    an obstacle.
     """
     term = table.expression
     _add_training_cost(table, cost_unit)
@@ -417,11 +450,8 @@ def _add_totals(table: FigureTable, cost_unit: str) -> None:
         table.add_calculated(f"{store}_pods_cost", cost_unit, pods_cost)
 
     for option in STORES:
-        total = term(f"{option}_cost") + term(f"{pod_store(option)}_pods_cost")
-        total = total + term("cluster_month") + term("training_cost")
-        if option in CAPACITIES:  # modes of Cosmos DB
-            total = total + term("gateway_month")
-        table.add_calculated(f"{option}_total", cost_unit, total)
+        costs = [term(cost.figure_of(option)) for cost in COSTS if option in cost.options]
+        table.add_calculated(f"{option}_total", cost_unit, reduce(add, costs))
 
     capacity = term("capacity")
     table.add_calculated("cosmos_total", cost_unit, term(f"{capacity.result}_total").decided_by(capacity))
