@@ -6,7 +6,7 @@ from enum import IntEnum
 from functools import partial
 from typing import NamedTuple
 
-from hotplate.base.report import Report, Row, format_value
+from hotplate.base.report import Report, Row, format_count, format_value
 from hotplate.bench.process import describe
 
 NOTHING_MEASURED = "Nothing was measured."
@@ -115,6 +115,12 @@ def how_sure(figures: Mapping[str, Row], measured: str) -> str:
     parts = [f"{', '.join(intervals)} (95 % interval over {measured})"] if intervals else []
     parts += [f"unknown, {gap}" for gap in gaps]
     return f"How sure: {'; '.join(parts)}." if parts else ""
+
+
+def spread_over(rounds: int) -> str:
+    """Return what an interval of percentiles is over: `14 rounds` or, of few rounds, `the seconds of 1 round`."""
+    counted = format_count(rounds, "round")
+    return counted if rounds >= MIN_ROUNDS else f"the seconds of {counted}"
 
 
 def span(figure: Row, shown: Callable[[float], str]) -> str:

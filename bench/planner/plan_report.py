@@ -40,7 +40,7 @@ COST_COLUMNS = tuple(
 STORE_NAMES = {"cosmos": "Cosmos DB", "redis": "Redis", "files": "files"}
 # Assumed inputs that the first sentences name.
 NOTABLE_INPUTS = {"list_length": "lists of {} items", "hit_rate": "no cache"}
-HOW_SURE = "How sure: ± by store prices."
+HOW_SURE = "How sure: ± is the error of the stores' prices; the load is taken as given."
 COSMOS_MODES = {"manual": "with fixed RU/s", "autoscale": "with autoscale", "serverless": "as serverless"}
 NOTABLE_SKEW = 1.05
 COSTLY_SKEW = 1.5
@@ -135,7 +135,7 @@ def _notable_assumptions(plan: CapacityPlan) -> Iterator[str]:
     for name, words in NOTABLE_INPUTS.items():
         if name in assumed:
             yield words.format(getattr(plan.inputs, name))
-    yield f"{len(assumed - NOTABLE_INPUTS.keys())} more inputs"
+    yield f"defaults of {len(assumed - NOTABLE_INPUTS.keys())} other inputs (--all)"
 
 
 def _assumed_inputs(plan: CapacityPlan) -> set[str]:
@@ -284,7 +284,7 @@ def _first_refused_rate(plan: CapacityPlan, container: ContainerFigures) -> str:
     ru = plan.number(container.ru)
     first = format_value(ru / plan.number("mean_read_ru") / plan.number(container.skew))
     if not plan.inputs.zipf and plan.inputs.hot_share is None:
-        return f"from {first} reads/s on, if all users are equally busy; try --zipf 0.9"
+        return f"from {first} reads/s on, if all users are equally busy (--zipf 0.9: some far busier)"
     hottest = plan.number("hot_key_ru") / ru * plan.number(container.partitions)
     return f"from {first} reads/s on; the busiest user takes {hottest:.1%} of a partition"
 
@@ -296,15 +296,12 @@ def _describe_pods(plan: CapacityPlan) -> str:
 
 
 def _compare_redis(plan: CapacityPlan) -> str:
-    """Return at which rates Redis costs less than Cosmos DB, with the limits that end them."""
+    """Return at which rates Redis costs less than Cosmos DB, and what costs less or is possible at others."""
     ranges = break_even(plan)
     if not ranges:
         return "costs less than Cosmos DB at no rate at which both are possible"
-    described = list[str]()
-    for rates in ranges:
-        limit = f"; above, {rates.limit}" if rates.limit else ""
-        described.append(f"{rates.describe('requests/s in the busiest hour')}{limit}")
-    return f"costs less than Cosmos DB {', and '.join(described)}"
+    described = ", and ".join(rates.describe("requests/s in the busiest hour") for rates in ranges)
+    return f"costs less than Cosmos DB {described}"
 
 
 def describe_shortage(plan: CapacityPlan) -> Iterator[str]:
@@ -368,7 +365,7 @@ def _throughput(plan: CapacityPlan, mode: str) -> str:
 
     publish_ru = plan.number("publish_ru_s")
     if any(publish_ru > ru.number for name, ru in provisioned.items() if name != "serverless"):
-        throughput += f", {plan.figures['publish_ru_s']} while publishing"
+        throughput += f", {plan.figures['publish_ru_s']} more in a new container while publishing"
     return throughput
 
 

@@ -8,7 +8,9 @@ reads inputs from the table only, which records them as operands.
 from functools import partial
 from math import log
 from statistics import fmean
+from typing import cast, get_type_hints
 
+from hotplate.base.recommendations import ENTRY_TEXTS, ITEM_FIELDS, Item
 from hotplate.bench.planner.formulas import (
     Expression,
     FigureTable,
@@ -29,9 +31,11 @@ from hotplate.stores.cosmos.items import MAX_ITEM_BYTES, item_bytes, name_of, to
 from hotplate.stores.encoding import OFFSET_BYTES, SEPARATOR, USER, encode
 from hotplate.stores.redis import footprint
 
-# An item of a list as it is stored, without its texts.
-ITEM = encode([{"id": "", "score": 0.1234}])[OFFSET_BYTES:]
-TITLED_ITEM = encode([{"id": "", "score": 0.1234, "title": ""}])[OFFSET_BYTES:]
+# A computed item with all its fields, without the characters of its texts; and items as they are stored.
+FIELD_TYPES = get_type_hints(Item)
+TITLED = {name: "" if FIELD_TYPES[name] is str else 0.1234 for name in ITEM_FIELDS if name not in ENTRY_TEXTS}
+UNTITLED = {name: value for name, value in TITLED.items() if name != "title"}
+ITEM, TITLED_ITEM = (encode([cast("Item", fields)])[OFFSET_BYTES:] for fields in (UNTITLED, TITLED))
 ITEM_BYTES = len(ITEM)
 TITLE_BYTES = len(TITLED_ITEM) - ITEM_BYTES
 # Each quote is escaped inside a JSON string.

@@ -21,7 +21,8 @@ from hotplate.stores.urls import redacted
 COMPUTED = "computed"
 # How reads/s with a mark are called, and in the answer.
 NOTES = {AT_LEAST_MARK: AT_LEAST, COMPUTED_MARK: COMPUTED}
-WORDS = {AT_LEAST_MARK: f"{AT_LEAST} ", COMPUTED_MARK: f"({COMPUTED}) "}
+WORDS = {AT_LEAST_MARK: f"{AT_LEAST} ", COMPUTED_MARK: "by calculation "}
+HOW_COMPUTED = "RU/s divided by the measured charge"
 SECONDS_A_MONTH = HOURS_A_MONTH * 3600
 
 
@@ -84,7 +85,7 @@ def report(sweep: Sweep, ending: Ending, prices: Prices) -> Report:
         marks={
             **explain_mark(sweep.options.latency, is_known=account is None),
             AT_LEAST_MARK: "at least: this machine drives no more",
-            COMPUTED_MARK: "computed: RU/s divided by the measured charge",
+            COMPUTED_MARK: f"{COMPUTED}: {HOW_COMPUTED}",
         },
         origins=_origins(sweep, prices),
         notes=tuple(_notes(sweep)),
@@ -97,6 +98,8 @@ def report(sweep: Sweep, ending: Ending, prices: Prices) -> Report:
         f"{P99} {{}}": replace(_latency(sweep, P99, top), unit="us"),
     }
     certainty = how_sure(decisive, f"the {sweep.duration_s} seconds of a trial")
+    if top.is_computed:
+        certainty = f"How sure: {top.ru:,} RU/s were not measured; their reads/s are the {HOW_COMPUTED}."
     return concluded(
         measured, _findings(sweep, ending), answer, figures=answer, certainty=certainty, assumed=_assumed(sweep)
     )

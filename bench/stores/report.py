@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 
-from hotplate.base.report import Column, Report, Row, format_count, format_value
+from hotplate.base.report import Column, Report, Row, format_value
 from hotplate.bench.assumed_latency import explain_mark
 from hotplate.bench.cosmos_emulator.faults import parse_latency
 from hotplate.bench.errors import BenchMisused
@@ -32,7 +32,7 @@ from hotplate.bench.stores.rounds import (
     own_stores,
     prepared_stores,
 )
-from hotplate.bench.verdict import EMULATED_CHARGES, concluded, how_sure
+from hotplate.bench.verdict import EMULATED_CHARGES, concluded, how_sure, spread_over
 from hotplate.stores.urls import redacted
 
 METHOD = (
@@ -117,7 +117,7 @@ def report(options: StoresOptions, setup: Setup, measured: Measured, notes: Sequ
     if all(store.sound for store in stores):
         comparison = Comparison(stores, {(row.subject, row.figure): row for row in compared.rows}, rate, prices)
         answer = comparison.answer
-        certainty = how_sure(comparison.decisive, format_count(measured.rounds, "round"))
+        certainty = how_sure(comparison.decisive, spread_over(measured.rounds))
         verdicts = comparison.verdicts
     compared = replace(
         compared,
