@@ -75,10 +75,10 @@ def http(options: HttpOptions, written: Written = Path("hotplate-bench")) -> Non
     Example: hotplate bench http http://127.0.0.1:8080 --rate 2k --duration 30s --repeat 5 --store
     file:///var/lib/hotplate
     """
-    from hotplate.bench.http import measure
-    from hotplate.bench.http_plan import make_plan
+    from hotplate.bench.http import make_plan, measure
+    from hotplate.bench.http_report import report
 
-    _measure_and_report("http", lambda display: measure(make_plan(options), display), written)
+    _measure_and_report("http", lambda display: report(measure(make_plan(options), display)), written)
 
 
 @app.command(also=EXIT_CODES)

@@ -12,8 +12,8 @@ from hotplate.base.report import Report, Row, to_json
 from hotplate.bench.compare import compare, read
 from hotplate.bench.errors import BenchMisused
 from hotplate.bench.figure_names import LATENESS
-from hotplate.bench.http_plan import make_plan
-from hotplate.bench.http_report import HttpRuns, report
+from hotplate.bench.http import HttpRuns, make_plan
+from hotplate.bench.http_report import report
 from hotplate.bench.loadgen.load import Gets, Load
 from hotplate.bench.options import HttpOptions
 from hotplate.bench.statistics import mean
