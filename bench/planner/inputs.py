@@ -358,7 +358,7 @@ def _measured_values(report: Report) -> dict[str, float]:
     """
     values = dict[str, float]()
     for row in report.rows:
-        store = _store_of(str(report.configuration.get("store", row.subject)))
+        store = _store_of(str(report.configuration["store"]) if report.kind == "http" else row.subject)
         name = MEASURED_INPUTS.get((report.kind, row.figure), "").format(store=store)
         is_of_another = row.subject in report.emulated or any(client in row.subject for client in OTHER_CLIENTS)
         if name and store and row.value and not is_of_another:

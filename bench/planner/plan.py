@@ -136,15 +136,18 @@ class RateRange:
     above: str = ""
 
     def describe(self, unit: str) -> str:
-        """Return the range in words, as "from 34 reads/s on; below, Cosmos DB costs less"; *unit* is of the rates."""
+        """Return the range in words, as "only from 34 to 297,000 reads/s"; *unit* is that of the rates."""
         if self.high is None:
-            span = f"from {rounded(self.low)} {unit} on" if self.low else "at any rate"
-        else:
-            start = f"from {rounded(self.low)} to" if self.low else "up to"
-            span = f"{start} {rounded(self.high, 3)} {unit}"
+            return f"only from {rounded(self.low)} {unit} on" if self.low else "at any rate"
+        start = f"from {rounded(self.low)} to" if self.low else "up to"
+        return f"only {start} {rounded(self.high, 3)} {unit}"
+
+    @property
+    def beyond(self) -> str:
+        """What is at other rates, as "; below, Cosmos DB costs less"."""
         below = f"; below, {self.below}" if self.below else ""
         above = f"; above, {self.above}" if self.above else ""
-        return f"{span}{below}{above}"
+        return f"{below}{above}"
 
 
 @lru_cache(maxsize=1)  # the report and the plot need that of one plan

@@ -40,7 +40,7 @@ COST_COLUMNS = tuple(
 STORE_NAMES = {"cosmos": "Cosmos DB", "redis": "Redis", "files": "files"}
 # Assumed inputs that the first sentences name.
 NOTABLE_INPUTS = {"list_length": "lists of {} items", "hit_rate": "no cache"}
-HOW_SURE = "How sure: ± is the error of the stores' prices; the load is taken as given."
+HOW_SURE = "How sure: ± is the error of store prices."
 COSMOS_MODES = {"manual": "with fixed RU/s", "autoscale": "with autoscale", "serverless": "as serverless"}
 NOTABLE_SKEW = 1.05
 COSTLY_SKEW = 1.5
@@ -135,7 +135,7 @@ def _notable_assumptions(plan: CapacityPlan) -> Iterator[str]:
     for name, words in NOTABLE_INPUTS.items():
         if name in assumed:
             yield words.format(getattr(plan.inputs, name))
-    yield f"defaults of {len(assumed - NOTABLE_INPUTS.keys())} other inputs (--all)"
+    yield f"{len(assumed - NOTABLE_INPUTS.keys())} other defaults (--all)"
 
 
 def _assumed_inputs(plan: CapacityPlan) -> set[str]:
@@ -300,7 +300,7 @@ def _compare_redis(plan: CapacityPlan) -> str:
     ranges = break_even(plan)
     if not ranges:
         return "costs less than Cosmos DB at no rate at which both are possible"
-    described = ", and ".join(rates.describe("requests/s in the busiest hour") for rates in ranges)
+    described = ", and ".join(f"{rates.describe('requests/s in the busiest hour')}{rates.beyond}" for rates in ranges)
     return f"costs less than Cosmos DB {described}"
 
 
@@ -365,7 +365,7 @@ def _throughput(plan: CapacityPlan, mode: str) -> str:
 
     publish_ru = plan.number("publish_ru_s")
     if any(publish_ru > ru.number for name, ru in provisioned.items() if name != "serverless"):
-        throughput += f", {plan.figures['publish_ru_s']} more in a new container while publishing"
+        throughput += f", another {plan.figures['publish_ru_s']} while publishing"
     return throughput
 
 
