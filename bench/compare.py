@@ -10,8 +10,8 @@ from pathlib import Path
 from hotplate.base.report import Column, Report, Row, format_value
 from hotplate.bench.errors import BenchMisused
 from hotplate.bench.figure_names import LATENESS, P50, P99, RATE, read_report
+from hotplate.bench.measure.statistics import PERCENTS, Portions, change_of, compared, is_significant_growth
 from hotplate.bench.options import parse_seconds, parse_share
-from hotplate.bench.statistics import PERCENTS, Portions, change_of, compared, is_significant_growth
 from hotplate.bench.verdict import Finding, Gravity, concluded
 
 ADVICE = (

@@ -7,8 +7,6 @@ from functools import cached_property, partial
 from pathlib import Path
 
 from hotplate.bench.errors import BenchFailed, BenchMisused
-from hotplate.bench.experiment import Ending, Runs, until_stopped
-from hotplate.bench.lists import CheckResult, first_users, popular_complaint
 from hotplate.bench.loadgen.generator import LoadWorker
 from hotplate.bench.loadgen.load import (
     KEY,
@@ -23,7 +21,20 @@ from hotplate.bench.loadgen.load import (
     Zipf,
 )
 from hotplate.bench.loadgen.result import ENOUGH_SAMPLES, Result
-from hotplate.bench.objective import Objective, parse_objective
+from hotplate.bench.measure.experiment import Ending, Runs, until_stopped
+from hotplate.bench.measure.lists import CheckResult, first_users, popular_complaint
+from hotplate.bench.measure.objective import Objective, parse_objective
+from hotplate.bench.measure.progress import ProgressDisplay
+from hotplate.bench.measure.search import (
+    MOST_RUNS,
+    STEP_DOWN,
+    USUAL_RUNS,
+    Trial,
+    first_outside,
+    highest,
+    search,
+)
+from hotplate.bench.measure.statistics import PERCENTS, in_time, latency
 from hotplate.bench.options import (
     FIND_MAX_OBJECTIVE,
     MAX_POPULAR,
@@ -34,17 +45,6 @@ from hotplate.bench.options import (
     parse_share,
     require_positive,
 )
-from hotplate.bench.progress import ProgressDisplay
-from hotplate.bench.search import (
-    MOST_RUNS,
-    STEP_DOWN,
-    USUAL_RUNS,
-    Trial,
-    first_outside,
-    highest,
-    search,
-)
-from hotplate.bench.statistics import PERCENTS, in_time, latency
 from hotplate.bench.verdict import BOUNDS, NOT_LISTS, Finding, Gravity, findings_of, prefixed
 from hotplate.stores.connect import run_on
 from hotplate.stores.store import Store

@@ -7,18 +7,17 @@ from typing import Any
 import numpy as np
 
 from hotplate.base.report import Curve, Plot, Report, Row, format_count, format_value
-from hotplate.bench.experiment import Figure, latencies, left_out, report_of, shares
 from hotplate.bench.figure_names import AT_LEAST, LATENESS, P50, P99, RATE
 from hotplate.bench.http import HttpPlan, HttpRuns
 from hotplate.bench.loadgen.result import Result, lag_note, lag_us, latency_us
-from hotplate.bench.objective import format_bound, format_ms
-from hotplate.bench.planner.inputs import HIGHEST_RATE
-from hotplate.bench.search import (
+from hotplate.bench.measure.experiment import Figure, latencies, left_out, report_of, shares
+from hotplate.bench.measure.objective import format_bound, format_ms
+from hotplate.bench.measure.search import (
     Trial,
     knee,
     users_per_s,
 )
-from hotplate.bench.statistics import (
+from hotplate.bench.measure.statistics import (
     ERRORS,
     PERCENTILES,
     PERCENTS,
@@ -26,6 +25,7 @@ from hotplate.bench.statistics import (
     mean,
     plots_by_round,
 )
+from hotplate.bench.planner.inputs import HIGHEST_RATE
 from hotplate.bench.verdict import BOUNDS, Gravity, concluded, how_sure, spread_over
 from hotplate.stores.urls import redacted
 

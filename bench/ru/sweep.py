@@ -6,14 +6,14 @@ from functools import partial
 from itertools import product
 
 from hotplate.base.report import Report, Row, format_value, rounded
-from hotplate.bench.assumed_latency import ASSUMED, as_assumed, explain_mark
-from hotplate.bench.experiment import Ending, Figure, latencies, report_of
 from hotplate.bench.figure_names import AT_LEAST, EMULATOR, LEVEL_UNIT, P50, P99, PROVISIONED, READS
 from hotplate.bench.loadgen.result import lag_note
+from hotplate.bench.measure.assumed_latency import ASSUMED, as_assumed, explain_mark
+from hotplate.bench.measure.experiment import Ending, Figure, latencies, report_of
+from hotplate.bench.measure.statistics import latency, mean
 from hotplate.bench.options import SweepOptions, is_emulated
 from hotplate.bench.planner.prices import HOURS_A_MONTH, Prices
 from hotplate.bench.ru.levels import AT_LEAST_MARK, COMPUTED_MARK, OVERLOAD, Level
-from hotplate.bench.statistics import latency, mean
 from hotplate.bench.verdict import EMULATED_CHARGES, Finding, Gravity, concluded, findings_of, how_sure
 from hotplate.stores.cosmos.url import AUTOSCALE_MIN, Throughput
 from hotplate.stores.urls import redacted

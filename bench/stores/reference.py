@@ -4,12 +4,12 @@ from contextlib import ExitStack
 from dataclasses import replace
 
 from hotplate.base.report import Report, Row, format_value
-from hotplate.bench.assumed_latency import explain_mark
 from hotplate.bench.errors import BenchMisused
 from hotplate.bench.figure_names import P50
+from hotplate.bench.measure.assumed_latency import explain_mark
+from hotplate.bench.measure.progress import ProgressDisplay
 from hotplate.bench.options import ReferenceOptions, StoresOptions, parse_seconds
 from hotplate.bench.planner.prices import load as load_prices
-from hotplate.bench.progress import ProgressDisplay
 from hotplate.bench.stores.comparison import CHARGE, needed_ru
 from hotplate.bench.stores.report import compare_stores
 from hotplate.bench.stores.rounds import own_cosmos

@@ -5,18 +5,18 @@ from contextlib import ExitStack
 from dataclasses import replace
 
 from hotplate.base.report import Column, Report, Row, format_value
-from hotplate.bench.assumed_latency import explain_mark
 from hotplate.bench.cosmos_emulator.faults import parse_latency
 from hotplate.bench.errors import BenchMisused
-from hotplate.bench.experiment import left_out, report_of
 from hotplate.bench.figure_names import BY_SDK
 from hotplate.bench.loadgen.load import Uniform, Zipf
 from hotplate.bench.loadgen.result import lag_note
+from hotplate.bench.measure.assumed_latency import explain_mark
+from hotplate.bench.measure.experiment import left_out, report_of
+from hotplate.bench.measure.progress import ProgressDisplay
+from hotplate.bench.measure.statistics import PERCENTILES, TOO_FEW_ANSWERS, plots_by_round
 from hotplate.bench.options import StoresOptions, parse_rate, parse_seconds, require_positive
 from hotplate.bench.planner.prices import Prices
 from hotplate.bench.planner.prices import load as load_prices
-from hotplate.bench.progress import ProgressDisplay
-from hotplate.bench.statistics import PERCENTILES, TOO_FEW_ANSWERS, plots_by_round
 from hotplate.bench.stores.comparison import AT_RATE_MARK, COST, Comparison, figures
 from hotplate.bench.stores.rounds import (
     FULL_CONNECTIONS,

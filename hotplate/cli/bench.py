@@ -10,8 +10,8 @@ import orjson
 from click.exceptions import Exit
 
 from hotplate.base.report import Report, write_file
+from hotplate.bench.measure.progress import ProgressDisplay, progress_display
 from hotplate.bench.options import HOW, HttpOptions, ReferenceOptions, StoresOptions, SweepOptions
-from hotplate.bench.progress import ProgressDisplay, progress_display
 from hotplate.cli.flags import Verbs
 from hotplate.cli.terminal import err, out, require_file_path, require_folder, show_report
 from hotplate.stores.options import Argument, Flag
@@ -47,7 +47,7 @@ def _measure_and_report(kind: str, measure: Callable[[ProgressDisplay], Report],
         try:
             report = measure(display)
         except KeyboardInterrupt:  # before the first result
-            from hotplate.bench.experiment import interrupted_report
+            from hotplate.bench.measure.experiment import interrupted_report
 
             report = interrupted_report(kind)
             is_kept = report_page.is_saved(written)

@@ -15,8 +15,8 @@ from hotplate.bench.figure_names import LATENESS
 from hotplate.bench.http import HttpRuns, make_plan
 from hotplate.bench.http_report import report
 from hotplate.bench.loadgen.load import Gets, Load
+from hotplate.bench.measure.statistics import mean
 from hotplate.bench.options import HttpOptions
-from hotplate.bench.statistics import mean
 from tests.support.virtual import simulate
 
 BASE = [10.0, 12.0, 9.0, 11.0, 10.5, 10.0, 11.0, 10.8, 9.7, 10.2]

@@ -28,13 +28,13 @@ from hotplate.bench import http
 from hotplate.bench.errors import BenchFailed, BenchMisused
 from hotplate.bench.http import HttpRuns, make_plan
 from hotplate.bench.http_report import report as render
-from hotplate.bench.lists import CheckResult, check_answers, check_samples
 from hotplate.bench.loadgen.generator import LoadWorker
 from hotplate.bench.loadgen.load import Gets, Load
 from hotplate.bench.loadgen.result import ResponseSample, Result
-from hotplate.bench.objective import parse_objective
+from hotplate.bench.measure.lists import CheckResult, check_answers, check_samples
+from hotplate.bench.measure.objective import parse_objective
+from hotplate.bench.measure.search import Trial
 from hotplate.bench.options import HttpOptions
-from hotplate.bench.search import Trial
 from hotplate.bench.verdict import Finding, Gravity, concluded
 from hotplate.serve.access.keys import create
 from hotplate.stores.catalogue import ReleaseRef
@@ -351,7 +351,7 @@ def test_ctrl_c_while_answers_are_compared_keeps_the_measurement(
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    worker = quick_worker(before=lambda: monkeypatch.setattr("hotplate.bench.lists.run_on", stop))
+    worker = quick_worker(before=lambda: monkeypatch.setattr("hotplate.bench.measure.lists.run_on", stop))
     monkeypatch.setattr(http, "LoadWorker", lambda: worker)
     done = bench("http", service.url, "--store", f"file://{store}", "--out", tmp_path / "report")
     assert done.returncode == 1

@@ -20,11 +20,11 @@ from hotplate.bench.http import HttpRuns, make_plan
 from hotplate.bench.http_report import report
 from hotplate.bench.loadgen.load import Gets, Load, failure_by_status
 from hotplate.bench.loadgen.result import Result, lag_us, latency_us, percentile_us
-from hotplate.bench.objective import Objective, parse_objective
+from hotplate.bench.measure.objective import Objective, parse_objective
+from hotplate.bench.measure.progress import ProgressDisplay
+from hotplate.bench.measure.search import Trial, first_outside, highest, knee, search
 from hotplate.bench.options import HttpOptions
 from hotplate.bench.planner.inputs import from_report
-from hotplate.bench.progress import ProgressDisplay
-from hotplate.bench.search import Trial, first_outside, highest, knee, search
 from hotplate.bench.verdict import BOUNDS, Finding, Gravity
 from tests.support.soak import in_soak
 from tests.support.virtual import EndingWorker, VirtualLoop, delayed, simulate

@@ -20,14 +20,14 @@ from rich.console import Console
 from hotplate.base.report import Report, print_report, to_json
 from hotplate.bench.errors import BenchFailed
 from hotplate.bench.figure_names import read_report
-from hotplate.bench.lists import CheckResult
 from hotplate.bench.loadgen.load import Gets, Load
 from hotplate.bench.loadgen.result import Result
+from hotplate.bench.measure.lists import CheckResult
+from hotplate.bench.measure.progress import ProgressDisplay
 from hotplate.bench.options import StoresOptions
 from hotplate.bench.planner.inputs import from_report
 from hotplate.bench.planner.prices import load as load_prices
 from hotplate.bench.process import Server
-from hotplate.bench.progress import ProgressDisplay
 from hotplate.bench.stores import rounds
 from hotplate.bench.stores.report import parse_settings, report
 from hotplate.bench.stores.rounds import Candidate, Measured, ServiceRun, Setup, StoreRuns, undisturbed

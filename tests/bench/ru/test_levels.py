@@ -10,8 +10,8 @@ from rich.console import Console
 from hotplate.base.report import Report, Row, print_report, to_json
 from hotplate.bench.cosmos_emulator.partitions import Budget
 from hotplate.bench.errors import BenchMisused
-from hotplate.bench.experiment import Ending
 from hotplate.bench.loadgen.load import Gets, Load
+from hotplate.bench.measure.experiment import Ending
 from hotplate.bench.options import SweepOptions
 from hotplate.bench.planner.pictures import pictures
 from hotplate.bench.planner.prices import load as load_prices
