@@ -73,13 +73,13 @@ class CapacityPlan:
         return redis is not None and cosmos is not None and redis < cosmos
 
     @property
-    def without_cheaper_redis(self) -> str:
-        """Why Redis does not cost less than Cosmos DB: the limit that rules out one of them, or the price."""
+    def limit(self) -> str:
+        """The limit that rules out Redis, or Cosmos DB with each mode; empty if both are possible."""
         if limit := self.figures["redis_total"].limit:
             return f"Redis is not possible ({limit})"
         if self.cheapest is None:
             return f"Cosmos DB is not possible ({self.figures['manual_total'].limit})"
-        return "Cosmos DB costs less"
+        return ""
 
     def with_inputs(self, **changes: Any) -> "CapacityPlan":  # noqa: ANN401 -- inputs by name
         """Recalculate with changed inputs."""
@@ -127,13 +127,12 @@ def _format_profile(profile: str | tuple[float, ...]) -> str:
 class RateRange:
     """Requests/s of the busiest hour: from *low*, 0 for any rate, to *high*, None without an end.
 
-    *below* and *above* say why Redis does not cost less beyond these ends.
+    *limit* rules out a store above *high*; it is empty if Redis is possible there, and costs more.
     """
 
     low: float
     high: float | None = None
-    below: str = ""
-    above: str = ""
+    limit: str = ""
 
     def describe(self, unit: str) -> str:
         """Return the range in words, as "only from 34 to 297,000 reads/s"; *unit* is that of the rates."""
@@ -141,13 +140,6 @@ class RateRange:
             return f"only from {rounded(self.low)} {unit} on" if self.low else "at any rate"
         start = f"from {rounded(self.low)} to" if self.low else "up to"
         return f"only {start} {rounded(self.high, 3)} {unit}"
-
-    @property
-    def beyond(self) -> str:
-        """What is at other rates, as "; below, Cosmos DB costs less"."""
-        below = f"; below, {self.below}" if self.below else ""
-        above = f"; above, {self.above}" if self.above else ""
-        return f"{below}{above}"
 
 
 @lru_cache(maxsize=1)  # the report and the plot need that of one plan
@@ -159,18 +151,16 @@ def break_even(plan: CapacityPlan) -> list[RateRange]:
     plans = [plan.with_inputs(peak_rps=10 ** (step / RATES_A_DECADE)) for step in range(*RATE_STEPS)]
     ranges = list[RateRange]()
     low = 0.0 if plans[0].is_redis_cheaper else None
-    below_low = ""
     for before, after in pairwise(plans):
         if before.is_redis_cheaper == after.is_redis_cheaper:
             continue
         below, above = _bisect(before, after)
         if low is None:
             low = above.inputs.peak_rps
-            below_low = "" if ranges else below.without_cheaper_redis
         else:
-            ranges.append(RateRange(low, below.inputs.peak_rps, below_low, above.without_cheaper_redis))
+            ranges.append(RateRange(low, below.inputs.peak_rps, above.limit))
             low = None
-    return ranges if low is None else [*ranges, RateRange(low, below=below_low)]
+    return ranges if low is None else [*ranges, RateRange(low)]
 
 
 def _bisect(before: CapacityPlan, after: CapacityPlan) -> tuple[CapacityPlan, CapacityPlan]:

@@ -296,12 +296,15 @@ def _describe_pods(plan: CapacityPlan) -> str:
 
 
 def _compare_redis(plan: CapacityPlan) -> str:
-    """Return at which rates Redis costs less than Cosmos DB, and what costs less or is possible at others."""
+    """Return at which rates Redis costs less than Cosmos DB, with the limits that end them."""
     ranges = break_even(plan)
     if not ranges:
         return "costs less than Cosmos DB at no rate at which both are possible"
-    described = ", and ".join(f"{rates.describe('requests/s in the busiest hour')}{rates.beyond}" for rates in ranges)
-    return f"costs less than Cosmos DB {described}"
+    described = list[str]()
+    for rates in ranges:
+        limit = f"; above, {rates.limit}" if rates.limit else ""
+        described.append(f"{rates.describe('requests/s in the busiest hour')}{limit}")
+    return f"costs less than Cosmos DB {', and '.join(described)}"
 
 
 def describe_shortage(plan: CapacityPlan) -> Iterator[str]:
