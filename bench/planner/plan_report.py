@@ -40,7 +40,7 @@ COST_COLUMNS = tuple(
 STORE_NAMES = {"cosmos": "Cosmos DB", "redis": "Redis", "files": "files"}
 # Assumed inputs that the first sentences name.
 NOTABLE_INPUTS = {"list_length": "lists of {} items", "hit_rate": "no cache"}
-HOW_SURE = "How sure: ± is the error of store prices."
+HOW_SURE = "How sure: ± by price errors."
 COSMOS_MODES = {"manual": "with fixed RU/s", "autoscale": "with autoscale", "serverless": "as serverless"}
 NOTABLE_SKEW = 1.05
 COSTLY_SKEW = 1.5
@@ -135,7 +135,7 @@ def _notable_assumptions(plan: CapacityPlan) -> Iterator[str]:
     for name, words in NOTABLE_INPUTS.items():
         if name in assumed:
             yield words.format(getattr(plan.inputs, name))
-    yield f"{len(assumed - NOTABLE_INPUTS.keys())} other defaults (--all)"
+    yield f"{len(assumed - NOTABLE_INPUTS.keys())} defaults (--all)"
 
 
 def _assumed_inputs(plan: CapacityPlan) -> set[str]:
@@ -368,7 +368,7 @@ def _throughput(plan: CapacityPlan, mode: str) -> str:
 
     publish_ru = plan.number("publish_ru_s")
     if any(publish_ru > ru.number for name, ru in provisioned.items() if name != "serverless"):
-        throughput += f", another {plan.figures['publish_ru_s']} while publishing"
+        throughput += f", {publish_ru:,.0f} more to publish"
     return throughput
 
 
