@@ -16,9 +16,9 @@ import msgspec
 
 from hotplate.bench.cosmos_emulator.messages import HttpError, HttpResponse, Request, Substatus
 from hotplate.bench.errors import BenchMisused
-from hotplate.stores.options import parse_seconds
 
-FORM = re.compile(r"p50=([^,]+),p99=([^,]+)")
+FORM = re.compile(r"p50=(\d+(?:\.\d+)?)(ms|s|us),p99=(\d+(?:\.\d+)?)(ms|s|us)")
+SECONDS = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
 MAX_LATENCY_S = 60.0
 
 # Status and substatus by kind.
@@ -45,10 +45,11 @@ def parse_latency(text: str) -> Callable[[], float]:
     `p50=4ms,p99=10ms` gives a log-normal distribution with these percentiles. Raises BenchMisused.
     """
     match = FORM.fullmatch(text.replace(" ", ""))
-    try:
-        p50_s, p99_s = map(parse_seconds, match.groups() if match else ())
-    except ValueError:
-        raise BenchMisused(f"--latency {text!r} is not of the form p50=4ms,p99=10ms") from None
+    if match is None:
+        raise BenchMisused(f"--latency {text!r} is not of the form p50=4ms,p99=10ms")
+
+    p50_s = float(match[1]) * SECONDS[match[2]]
+    p99_s = float(match[3]) * SECONDS[match[4]]
     if not 0 < p50_s <= p99_s <= MAX_LATENCY_S:
         raise BenchMisused(f"--latency {text!r}: it needs 0 < p50 <= p99 <= {MAX_LATENCY_S:.0f} s")
 
