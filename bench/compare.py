@@ -174,7 +174,7 @@ def _judge(before: Row, after: Row, ratio: Row, lateness_us: float) -> tuple[str
             "if answers are too few"
         )
 
-    interval = f"{change_of(ratio.low)} to {change_of(ratio.high)}, 95 % interval by {len(ratio.without)} rounds"
+    interval = f"{change_of(ratio.low)} to {change_of(ratio.high)}, 95 % interval over {len(ratio.without)} rounds"
     changed = f"{name} changed by {change_of(ratio.value)} ({interval})"
     if ratio.low > 1 / (1 + MATTERS) and ratio.high < 1 + MATTERS:
         return f"No difference that matters: {changed}.", []

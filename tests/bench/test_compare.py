@@ -55,7 +55,7 @@ def test_real_difference_is_a_regression_only_if_worse() -> None:
     assert comparison.exit_code == 3
     assert change(comparison).value == pytest.approx(1.5)
     assert comparison.sentence == (
-        "A regression: p99 changed by +50.0 % (+50.0 % to +50.0 %, 95 % interval by 10 rounds)."
+        "A regression: p99 changed by +50.0 % (+50.0 % to +50.0 %, 95 % interval over 10 rounds)."
     )
     better = compare(worse, base)
     assert better.exit_code == 0
