@@ -13,9 +13,12 @@ from hotplate.bench.planner.plan import CapacityPlan, break_even
 from hotplate.bench.planner.saved_plan import Baseline, describe_growth
 from hotplate.bench.planner.serving_options import (
     CARRIED,
+    COSMOS_MODES,
     COSTS,
     FEES,
     NOT_PRICED,
+    OPTION_NAMES,
+    STORE_NAMES,
     TODAY,
     TRAFFIC,
     UNPRICED_BY_DEFAULT,
@@ -25,23 +28,13 @@ from hotplate.bench.verdict import Gravity, concluded, findings_of
 from hotplate.stores.cosmos.url import AUTOSCALE_STEP, INITIAL_PARTITION_RU, MANUAL_STEP
 
 OUTLINE = {**sizing.OUTLINE, **serving_options.OUTLINE}
-# Headings of the options; Cosmos DB's modes in words.
-OPTION_HEADINGS = {
-    "manual": "manual",
-    "autoscale": "autoscale",
-    "serverless": "serverless",
-    "redis": "Redis",
-    "files": "files",
-}
 COST_COLUMNS = tuple(
     Column(name, f"Cosmos DB\n{heading}" if name in CAPACITIES else heading, digits=3)
-    for name, heading in OPTION_HEADINGS.items()
+    for name, heading in OPTION_NAMES.items()
 )
-STORE_NAMES = {"cosmos": "Cosmos DB", "redis": "Redis", "files": "files"}
 # Assumed inputs that the first sentences name.
 NOTABLE_INPUTS = {"list_length": "lists of {} items", "hit_rate": "no cache"}
 HOW_SURE = "How sure: ± by price errors."
-COSMOS_MODES = {"manual": "with fixed RU/s", "autoscale": "with autoscale", "serverless": "as serverless"}
 NOTABLE_SKEW = 1.05
 COSTLY_SKEW = 1.5
 ABOUT_THE_SAME = 1.25
@@ -197,7 +190,7 @@ def _cost_rows(plan: CapacityPlan) -> Iterator[Row]:
     for cost in (*COSTS, Cost(f"in all, {currency}/month", "{option}_total")):
         if cost.fee and not plan.number(cost.figure):
             continue
-        for option in OPTION_HEADINGS:
+        for option in OPTION_NAMES:
             if option in obstacles:
                 yield Row(cost.label, option, currency, note=obstacles[option])
             else:
@@ -256,7 +249,7 @@ def _describe_obstacles(obstacles: Mapping[str, str]) -> Iterator[str]:
     """Yield each limit once, with the options that it makes impossible: `manual, autoscale: RU/s of a partition`."""
     headings = dict[str, list[str]]()
     for option, obstacle in obstacles.items():
-        headings.setdefault(obstacle, []).append(OPTION_HEADINGS[option])
+        headings.setdefault(obstacle, []).append(OPTION_NAMES[option])
     for obstacle, ruled_out in headings.items():
         yield f"{', '.join(ruled_out)}: {obstacle}"
 

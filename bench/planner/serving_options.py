@@ -36,6 +36,10 @@ DYNAMIC = "https://learn.microsoft.com/azure/cosmos-db/autoscale-per-partition-r
 # Bytes of a row in LMDB besides key and value: node header, page fill and branch pages.
 FILE_ROW_BYTES = 40
 STORES = (*CAPACITIES, "redis", "files")
+STORE_NAMES = {"cosmos": "Cosmos DB", "redis": "Redis", "files": "files"}
+# Headings of the options; Cosmos DB's modes in words.
+OPTION_NAMES = {option: STORE_NAMES.get(option, option) for option in STORES}
+COSMOS_MODES = {"manual": "with fixed RU/s", "autoscale": "with autoscale", "serverless": "as serverless"}
 # Lines of the report: figures by their words.
 TODAY = {
     "provisioned": "have_ru", "missing": "short_ru", "reads that get 429 in the busiest hour": "refused_reads",
