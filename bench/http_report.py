@@ -26,7 +26,15 @@ from hotplate.bench.measure.statistics import (
     plots_by_round,
 )
 from hotplate.bench.planner.inputs import HIGHEST_RATE
-from hotplate.bench.verdict import BOUNDS, Gravity, concluded, how_sure, spread_over
+from hotplate.bench.verdict import (
+    BOUNDS,
+    TOO_FEW_ROUNDS,
+    TOO_FEW_SECONDS,
+    Gravity,
+    concluded,
+    how_sure,
+    spread_over,
+)
 from hotplate.stores.urls import redacted
 
 LONGER = 3
@@ -126,7 +134,7 @@ def _report_rounds(runs: HttpRuns) -> tuple[Report, str, str]:
         rows = {row.figure: row for row in measured.rows}
         figures = _figures(runs, rows)
         decisive = {f"{name} {{}}": rows[name] for name in runs.plan.objective.latency_us or (P99,)}
-        certainty = how_sure(decisive, spread_over(len(runs.rounds)))
+        certainty = how_sure(decisive, spread_over(len(runs.rounds)), f"{TOO_FEW_ROUNDS} or seconds")
     method = f"{rounds} of {runs.plan.options.duration}, {OPEN_LOOP}; at most {runs.plan.load.connections} in flight"
     measured = replace(
         measured,
@@ -284,7 +292,9 @@ def _report_batches(runs: HttpRuns) -> tuple[Report, str, str]:
     answer = "No batch was served without errors, even one at a time; see below."
     certainty = ""
     if best is not None:
-        certainty = how_sure({f"{P50} {{}}": replace(latency([best.result], P50), unit="us")}, "the seconds of a run")
+        certainty = how_sure(
+            {f"{P50} {{}}": replace(latency([best.result], P50), unit="us")}, "the seconds of a run", TOO_FEW_SECONDS
+        )
         p50 = format_ms(latency_us([best.result], 50))
         figures = f"{format_value(users_per_s(best), 'users/s')}, p50 {p50}"
         answer = f"The smallest batch that gives 90 % of the most users/s is {best.offered:,.0f}: {figures}."

@@ -14,7 +14,7 @@ from hotplate.bench.measure.statistics import latency, mean
 from hotplate.bench.options import SweepOptions, is_emulated
 from hotplate.bench.planner.prices import HOURS_A_MONTH, Prices
 from hotplate.bench.ru.levels import AT_LEAST_MARK, COMPUTED_MARK, OVERLOAD, Level
-from hotplate.bench.verdict import EMULATED_CHARGES, Finding, Gravity, concluded, findings_of, how_sure
+from hotplate.bench.verdict import EMULATED_CHARGES, TOO_FEW_SECONDS, Finding, Gravity, concluded, findings_of, how_sure
 from hotplate.stores.cosmos.url import AUTOSCALE_MIN, Throughput
 from hotplate.stores.urls import redacted
 
@@ -97,7 +97,7 @@ def report(sweep: Sweep, ending: Ending, prices: Prices) -> Report:
         f"{{}} reads/s at {top.ru:,} RU/s": _reads(top),
         f"{P99} {{}}": replace(_latency(sweep, P99, top), unit="us"),
     }
-    certainty = how_sure(decisive, f"the {sweep.duration_s} seconds of a trial")
+    certainty = how_sure(decisive, f"the {sweep.duration_s} seconds of a trial", TOO_FEW_SECONDS)
     if top.is_computed:
         certainty = f"How sure: {top.ru:,} RU/s were not measured; their reads/s are the {HOW_COMPUTED}."
     return concluded(

@@ -253,6 +253,8 @@ def test_the_answer_has_the_interval_of_the_reads() -> None:
         "How sure: 400 to 400 reads/s at 400 RU/s (95 % interval over the 6 seconds of a trial). "
         in reported(level).sentence
     )
+    short = measure_level(LEVEL, Account(400, 1.0).attempt(LEVEL, 3), emulated=True)
+    assert "How sure: unknown, fewer than 5 seconds. " in reported(short).sentence
 
 
 def test_a_plan_plots_a_curve_for_each_size_of_lists() -> None:
