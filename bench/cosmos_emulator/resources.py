@@ -220,6 +220,24 @@ def throughput_of(manual: object, autoscale: object) -> Throughput:
     return Throughput(ru, autoscale=is_autoscale)
 
 
+def create_database(account: EmulatedAccount, resource: Mapping[str, Any]) -> Database:
+    """Create a database."""
+    database = Database(account, resource)
+    account.databases[database.name] = database
+    return database
+
+
+def create_container(
+    account: EmulatedAccount, database: Database, resource: Mapping[str, Any], manual: object, autoscale: object
+) -> Container:
+    """Create a container and its offer, by default with the lowest throughput."""
+    is_default = manual is None and autoscale is None
+    throughput = Throughput(MANUAL_MIN) if is_default else throughput_of(manual, autoscale)
+    container = Container(account, database, resource, throughput)
+    database.containers[container.name] = container
+    return container
+
+
 def replace_throughput(offer: EmulatedOffer, throughput: Throughput) -> EmulatedOffer:
     """Change a container's throughput (RU/s), and return its offer, the resource that holds it.
 
@@ -246,20 +264,18 @@ def replace_throughput(offer: EmulatedOffer, throughput: Throughput) -> Emulated
 def _post_database(account: EmulatedAccount, request: Request) -> Database:
     if OFFER_HEADER in request.headers or AUTOSCALE_HEADER in request.headers:
         raise HttpError(400, SHARED_THROUGHPUT)
-    database = Database(account, request.object())
-    account.databases[database.name] = database
-    return database
+    return create_database(account, request.object())
 
 
 def _post_container(account: EmulatedAccount, request: Request, database: str) -> Container:
-    """Create a container with the throughput that headers name: manual RU/s, settings of autoscale, or the lowest."""
+    """Create a container with the throughput that headers name: manual RU/s, settings of autoscale, or neither."""
     owner = account.database(database, is_owner=True)
-    manual = request.header(OFFER_HEADER) or str(MANUAL_MIN)
-    manual_ru = int(manual) if manual.isdecimal() and len(manual) < 10 else None  # which is refused
+    manual = request.header(OFFER_HEADER)
+    manual_ru: int | str | None = manual or None  # a text other than a number is refused with the others
+    if manual.isdecimal() and len(manual) < 10:
+        manual_ru = int(manual)
     autoscale = parse_json(request.headers.get(AUTOSCALE_HEADER, b"null"), AUTOSCALE_HEADER.decode())
-    container = Container(account, owner, request.object(), throughput_of(manual_ru, autoscale))
-    owner.containers[container.name] = container
-    return container
+    return create_container(account, owner, request.object(), manual_ru, autoscale)
 
 
 def _put_offer(account: EmulatedAccount, request: Request, rid: str) -> EmulatedOffer:
