@@ -216,7 +216,7 @@ def test_a_report_compared_with_itself_shows_no_difference(report_page: ModuleTy
         "rounds). Assumed: users requested equally often (--zipf draws some more often), the lists are right "
         "(--store compares them)."
     )
-    assert "How sure: unknown, fewer than 5 rounds or seconds. " in report_of(measured(1_000)).sentence
+    assert "How sure: unknown, fewer than 5 rounds or seconds. " in report_of(measured(4_000)).sentence
     report_page.save(fixed, tmp_path / "report")
     compared = bench("compare", tmp_path / "report.json", tmp_path / "report.json")
     assert compared.returncode == 0, compared.stderr
