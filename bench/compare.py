@@ -10,8 +10,8 @@ from pathlib import Path
 from hotplate.base.report import Column, Report, Row, format_value
 from hotplate.bench.errors import BenchMisused
 from hotplate.bench.figure_names import LATENESS, P50, P99, RATE, read_report
+from hotplate.bench.measure.statistics import PERCENTS, Portions, change_of, compared, is_significant_growth
 from hotplate.bench.options import parse_seconds, parse_share
-from hotplate.bench.statistics import PERCENTS, Portions, change_of, compared, is_significant_growth
 from hotplate.bench.verdict import Finding, Gravity, concluded
 
 ADVICE = (
@@ -174,7 +174,7 @@ def _judge(before: Row, after: Row, ratio: Row, lateness_us: float) -> tuple[str
             "if answers are too few"
         )
 
-    interval = f"{change_of(ratio.low)} to {change_of(ratio.high)}, 95 % interval by {len(ratio.without)} rounds"
+    interval = f"{change_of(ratio.low)} to {change_of(ratio.high)}, 95 % interval over {len(ratio.without)} rounds"
     changed = f"{name} changed by {change_of(ratio.value)} ({interval})"
     if ratio.low > 1 / (1 + MATTERS) and ratio.high < 1 + MATTERS:
         return f"No difference that matters: {changed}.", []

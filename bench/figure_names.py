@@ -18,12 +18,10 @@ POPULAR_LISTS = "popular lists"
 AT_LEAST = "at least"  # note of a lower bound
 
 # Of `bench http`.
-HIGHEST_RATE = "highest rate"
 RATE = "rate"
 LATENESS = "delay of the generator, p99"
 
 # Of `bench stores`, whose subjects begin with the kind of store, and end with the client unless it is ours.
-CPU = "CPU a request"
 FILES = "files"
 REDIS = "Redis"
 COSMOS_DB = "Cosmos DB"

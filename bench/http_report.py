@@ -1,41 +1,42 @@
 """The report of a measurement over HTTP: the verdict on its rounds or its sweep of batches, figures and plots."""
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
 
 from hotplate.base.report import Curve, Plot, Report, Row, format_count, format_value
-from hotplate.bench.experiment import Figure, latencies, left_out, report_of, shares
-from hotplate.bench.figure_names import AT_LEAST, HIGHEST_RATE, LATENESS, P50, P99, RATE
-from hotplate.bench.http_plan import HttpPlan
-from hotplate.bench.lists import CheckResult
-from hotplate.bench.loadgen.result import ENOUGH_SAMPLES, Result, lag_note, lag_us, latency_us
-from hotplate.bench.objective import format_bound, format_ms
-from hotplate.bench.search import (
+from hotplate.bench.figure_names import AT_LEAST, LATENESS, P50, P99, RATE
+from hotplate.bench.http import HttpPlan, HttpRuns
+from hotplate.bench.loadgen.result import Result, lag_note, lag_us, latency_us
+from hotplate.bench.measure.experiment import Figure, latencies, left_out, report_of, shares
+from hotplate.bench.measure.objective import format_bound, format_ms
+from hotplate.bench.measure.search import (
     Trial,
-    first_outside,
-    highest,
     knee,
     users_per_s,
 )
-from hotplate.bench.statistics import (
+from hotplate.bench.measure.statistics import (
     ERRORS,
     PERCENTILES,
     PERCENTS,
-    in_time,
     latency,
     mean,
     plots_by_round,
 )
-from hotplate.bench.verdict import BOUNDS, MIN_ROUNDS, Finding, Gravity, concluded, findings_of, how_sure, prefixed
+from hotplate.bench.planner.inputs import HIGHEST_RATE
+from hotplate.bench.verdict import (
+    BOUNDS,
+    TOO_FEW_ROUNDS,
+    TOO_FEW_SECONDS,
+    Gravity,
+    concluded,
+    how_sure,
+    spread_over,
+)
 from hotplate.stores.urls import redacted
 
-# Some seconds of a search may be left out.
-SPARE = 1.6
 LONGER = 3
 NOTHING_KNOWN = {Gravity.POPULAR, Gravity.UNMEASURED}
 OPEN_LOOP = "open loop: latency counts from a request's due time"
@@ -45,118 +46,6 @@ CLOSED_LOOP = (
 SPECTRUM_POINTS = 100
 # Percentiles at x = 1 / (1 - percentile), the usual axis of HDR plots.
 SPECTRUM_TICKS = {2.0: "p50", 10.0: "p90", 100.0: "p99", 1_000.0: "p99.9", 10_000.0: "p99.99", 100_000.0: "p99.999"}
-
-
-@dataclass(frozen=True)
-class HttpRuns:
-    """All runs of a plan, and what they show.
-
-    checked  the comparison of sampled responses with a store, if one was given
-    failure  what ended the runs early, such as a generator that died
-    """
-
-    plan: HttpPlan
-    trials: tuple[Trial, ...]
-    rounds: tuple[Result, ...]
-    checked: CheckResult | None
-    interrupted: bool
-    failure: str = ""
-
-    @property
-    def rate(self) -> float:
-        """The rate of the rounds or, before them, the highest one inside the objective; 0 if there is none."""
-        if self.rounds:
-            return self.rounds[0].requested_rate or 0.0
-        best = highest(self.trials)
-        return best.offered if best else 0.0
-
-    @cached_property
-    def timed(self) -> Sequence[Result]:
-        """The rounds without late ones or, after a search, without the seconds of pauses."""
-        if self.plan.options.find_max:
-            return self.plan.objective.without_pauses(self.rounds)
-        return [self.rounds[place] for place in in_time([[result] for result in self.rounds])]
-
-    @cached_property
-    def outside(self) -> Trial | None:
-        """A trial at the lowest rate outside, by which a complete search ended."""
-        has_ended = self.trials and (self.rounds or not self.interrupted)
-        return first_outside(self.trials, self.rate) if has_ended else None
-
-    @cached_property
-    def findings(self) -> Sequence[Finding]:
-        """What ended the runs, what is wrong with the lists, and which bounds the service did not keep."""
-        results = [trial.result for trial in self.trials] if self.plan.batches else self.rounds
-        popular = self.plan.popular_lists(results)
-        findings = [*findings_of(Gravity.UNMEASURED, filter(None, [self.failure])), *popular, *self.judged_rounds]
-        if self.checked:
-            findings += self.checked.findings
-        if self.plan.batches:
-            return [*findings, *self._findings_of_batches(is_popular=bool(popular))]
-        if self.outside and not self.rate:
-            reasons = " and ".join(self.outside.broken or self.outside.doubts)
-            at_rate = f"at {self.outside.offered:,.4g} requests/s {reasons}"
-            no_rate = f"no rate was inside the objective {self.plan.objective}: {at_rate}"
-            findings.append(Finding(Gravity.OUTSIDE, no_rate))
-        return findings
-
-    @cached_property
-    def judged_rounds(self) -> Sequence[Finding]:
-        """What the objective says of rounds at one rate, and their validity.
-
-        A percentile with too few answers is only named if no bound is broken, and of invalid rounds the first.
-        """
-        if not self.rounds:
-            return []
-        bounds_us = self.plan.objective.latency_us
-        figures = {name: latency(self.timed, name) for name in bounds_us}
-        known = {name: bound_us for name, bound_us in bounds_us.items() if figures[name].value is not None}
-        objective = replace(self.plan.objective, latency_us=known)
-        findings = [*objective.errors_beyond(self.rounds), *objective.judge_latency(self.timed)]
-        if self.plan.options.find_max:
-            findings = prefixed(findings, f"the rounds at {self.rate:,.4g} requests/s: ")
-
-        reasons = [
-            f"round {number}: {reason}"
-            for number, result in enumerate(self.timed, 1)
-            for reason in result.invalid_reasons
-        ][:1]
-        if not any(finding.gravity in BOUNDS for finding in findings):
-            reasons += [self._too_few_answers(name, figures[name].note) for name in bounds_us if name not in known]
-        return [*findings_of(Gravity.UNMEASURED, reasons), *findings]
-
-    def _too_few_answers(self, name: str, note: str) -> str:
-        """Return a sentence on a percentile that is not known, with the duration that gives enough answers."""
-        slower_share = 1 - PERCENTS[name] / 100
-        needed_s = math.ceil(SPARE * ENOUGH_SAMPLES / slower_share / self.rate / len(self.rounds))
-        return f"{name} is not known at {self.rate:,.4g} requests/s ({note}); give --duration {needed_s}s"
-
-    def _findings_of_batches(self, *, is_popular: bool) -> Iterator[Finding]:
-        """Yield the reasons of trials to be broken or in doubt, with their sizes.
-
-        A complaint on the popular lists of all sizes stands for those of single ones.
-        """
-        for trial in self.trials:
-            for finding in prefixed(trial.findings, f"batch {trial.offered:,}: "):
-                if finding.gravity is not Gravity.POPULAR:
-                    yield finding
-                elif not is_popular:
-                    yield Finding(Gravity.ERRORS, finding.text)
-
-    @property
-    def is_outside(self) -> bool:
-        """Whether the service did not keep a bound."""
-        return any(finding.gravity in BOUNDS for finding in self.findings)
-
-    @property
-    def best(self) -> float | None:
-        """The highest rate inside the objective, which the rounds confirm; None without a search, or without a rate."""
-        return self.rate if self.trials and self.rate and not self.is_outside else None
-
-    @property
-    def limit(self) -> str:
-        """Why the highest rate may be higher; empty if the service ended the search."""
-        return self.outside.doubts[0] if self.best and self.outside and self.outside.is_unclear else ""
 
 
 def _highest_rate(runs: HttpRuns) -> Row | None:
@@ -197,6 +86,9 @@ def report(runs: HttpRuns) -> Report:
     If too many answers were the popular list, and not the users' own, latencies and rates say nothing: only shares are
     left. The figures follow a finding unless nothing is known.
     """
+    if runs.sample is not None:
+        unmeasured = Report(kind="http", sentence="", configuration=runs.plan.options.to_json())
+        return concluded(unmeasured, runs.plan.popular_lists([runs.sample]))
     measured, figures, certainty = _report_batches(runs) if runs.plan.batches else _report_rounds(runs)
     gravities = {finding.gravity for finding in runs.findings}
     if Gravity.POPULAR in gravities:
@@ -222,7 +114,11 @@ def _assumed(plan: HttpPlan) -> Iterator[str]:
     """Yield what the answer depends on, and was not measured: how users are drawn, and lists that are not compared."""
     if plan.keys is not None:
         zipf = plan.options.zipf
-        yield "users requested equally often (--zipf)" if zipf is None else f"users by a Zipf law of {zipf:g}"
+        yield (
+            "users requested equally often (--zipf draws some more often)"
+            if zipf is None
+            else f"users by a Zipf law of {zipf:g}"
+        )
         if not plan.options.store:
             yield "the lists are right (--store compares them)"
 
@@ -238,7 +134,7 @@ def _report_rounds(runs: HttpRuns) -> tuple[Report, str, str]:
         rows = {row.figure: row for row in measured.rows}
         figures = _figures(runs, rows)
         decisive = {f"{name} {{}}": rows[name] for name in runs.plan.objective.latency_us or (P99,)}
-        certainty = how_sure(decisive, rounds if len(runs.rounds) >= MIN_ROUNDS else f"the seconds of {rounds}")
+        certainty = how_sure(decisive, spread_over(len(runs.rounds)), f"{TOO_FEW_ROUNDS} or seconds")
     method = f"{rounds} of {runs.plan.options.duration}, {OPEN_LOOP}; at most {runs.plan.load.connections} in flight"
     measured = replace(
         measured,
@@ -396,7 +292,9 @@ def _report_batches(runs: HttpRuns) -> tuple[Report, str, str]:
     answer = "No batch was served without errors, even one at a time; see below."
     certainty = ""
     if best is not None:
-        certainty = how_sure({f"{P50} {{}}": replace(latency([best.result], P50), unit="us")}, "the seconds of a run")
+        certainty = how_sure(
+            {f"{P50} {{}}": replace(latency([best.result], P50), unit="us")}, "the seconds of a run", TOO_FEW_SECONDS
+        )
         p50 = format_ms(latency_us([best.result], 50))
         figures = f"{format_value(users_per_s(best), 'users/s')}, p50 {p50}"
         answer = f"The smallest batch that gives 90 % of the most users/s is {best.offered:,.0f}: {figures}."

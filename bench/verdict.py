@@ -6,12 +6,13 @@ from enum import IntEnum
 from functools import partial
 from typing import NamedTuple
 
-from hotplate.base.report import Report, Row, format_value
+from hotplate.base.report import Report, Row, format_count, format_value
 from hotplate.bench.process import describe
 
 NOTHING_MEASURED = "Nothing was measured."
 MIN_ROUNDS = 5
 TOO_FEW_ROUNDS = f"fewer than {MIN_ROUNDS} rounds"
+TOO_FEW_SECONDS = f"fewer than {MIN_ROUNDS} seconds"
 # Wider intervals say nothing.
 WIDEST = 100.0
 NOT_LISTS = "The users' own lists were not measured, but the popular list."
@@ -101,20 +102,26 @@ def concluded(
     )
 
 
-def how_sure(figures: Mapping[str, Row], measured: str) -> str:
+def how_sure(figures: Mapping[str, Row], measured: str, too_few: str = TOO_FEW_ROUNDS) -> str:
     """Return the 95 % intervals of the known *figures* that decide, or why they have none.
 
     A figure's name is a format of its interval, as `p99 {}`. Computed and assumed figures are explained by their marks.
-    *measured* says over what, such as `14 rounds`.
+    *measured* says over what, such as `14 rounds`, and *too_few* what a figure without an interval lacks.
     """
     known = {name: row for name, row in figures.items() if row.value is not None and not (row.mark and row.low is None)}
     intervals = [
         name.format(span(row, partial(format_value, unit=row.unit))) for name, row in known.items() if not _gap(row)
     ]
-    gaps = dict.fromkeys(filter(None, map(_gap, known.values())))
+    gaps = dict.fromkeys(gap for row in known.values() if (gap := _gap(row, too_few)))
     parts = [f"{', '.join(intervals)} (95 % interval over {measured})"] if intervals else []
     parts += [f"unknown, {gap}" for gap in gaps]
     return f"How sure: {'; '.join(parts)}." if parts else ""
+
+
+def spread_over(rounds: int) -> str:
+    """Return what an interval of percentiles is over: `14 rounds` or, of few rounds, `the seconds of 1 round`."""
+    counted = format_count(rounds, "round")
+    return counted if rounds >= MIN_ROUNDS else f"the seconds of {counted}"
 
 
 def span(figure: Row, shown: Callable[[float], str]) -> str:
@@ -122,10 +129,10 @@ def span(figure: Row, shown: Callable[[float], str]) -> str:
     return _gap(figure) or f"{shown(figure.low or 0.0)} to {shown(figure.high or 0.0)}"
 
 
-def _gap(figure: Row) -> str:
+def _gap(figure: Row, too_few: str = TOO_FEW_ROUNDS) -> str:
     """Return why a figure has no interval; empty if it has one."""
     if figure.low is None or figure.high is None:
-        return figure.note or TOO_FEW_ROUNDS
+        return figure.note or too_few
     return "the rounds differ too much for an interval" if figure.high > WIDEST * figure.low else ""
 
 

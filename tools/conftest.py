@@ -21,8 +21,8 @@ from typing import Any, NamedTuple, TypeAlias
 import pytest
 import uvloop
 
-from hotplate.bench.lists import Shape, publish_rows
 from hotplate.bench.loadgen.result import POPULAR_SOURCE
+from hotplate.bench.measure.lists import Shape, publish_rows
 from hotplate.bench.options import MAX_POPULAR
 from hotplate.bench.process import (
     REDIS_SERVER,

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from hotplate.bench.lists import Shape, key_of
+from hotplate.bench.measure.lists import Shape, key_of
 from hotplate.bench.options import VENDOR
 from hotplate.serve.embedded import open_lists, open_sync
 from hotplate.serve.lists.reader import TieredReader

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import pytest
 from redis import Redis
 
-from hotplate.bench.lists import key_of
+from hotplate.bench.measure.lists import key_of
 from hotplate.bench.process import RedisServer, Server
 from hotplate.serve.access.keys import READ, create
 from hotplate.stores.encoding import OFFSET_BYTES, USER

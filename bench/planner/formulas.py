@@ -231,13 +231,9 @@ class FigureTable(dict[str, PlanFigure]):
         self[figure.name] = figure
         return figure
 
-    def expression(self, name: str) -> PlanFigure:
-        """Return a figure, perhaps a choice such as an encoding, for use in formulas."""
-        return self[name]
-
     def is_choice(self, name: str, *values: str) -> Expression:
         """Return whether a choice is one of *values*, as the condition of `choose`."""
-        return apply(lambda value: value in values, self.expression(name), text=name)
+        return apply(lambda value: value in values, self[name], text=name)
 
     def given_or(self, name: str, fallback: Number) -> Expression:
         """Return an optional input if it was given, else *fallback*."""

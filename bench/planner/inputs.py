@@ -14,14 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from hotplate.base.report import Report
 from hotplate.bench.errors import BenchMisused
-from hotplate.bench.figure_names import (
-    AT_LEAST,
-    BY_REDIS_PY,
-    BY_SDK,
-    CPU,
-    HIGHEST_RATE,
-    POPULAR_LISTS,
-)
+from hotplate.bench.figure_names import AT_LEAST, BY_REDIS_PY, BY_SDK, POPULAR_LISTS
 from hotplate.bench.options import MAX_POPULAR, is_emulated, parse_number
 from hotplate.stores.cosmos.charges import SYSTEM_BYTES
 from hotplate.stores.cosmos.url import MANUAL_MIN, MANUAL_STEP, MAX_RU
@@ -52,6 +45,10 @@ DAY_SHAPES: Mapping[str, tuple[float, ...]] = {
 MOST = 1e12  # sums beyond it lose whole units
 # The clients of `bench stores` besides ours.
 OTHER_CLIENTS = (BY_SDK, BY_REDIS_PY)
+# The inputs that figures of each kind of report measure, for each store.
+HIGHEST_RATE = "highest rate"
+CPU = "CPU a request"
+MEASURED_INPUTS = {("http", HIGHEST_RATE): "{store}_pod_rps", ("stores", CPU): "{store}_cpu_us"}
 # The load of a plan with --have-ru only.
 PLACEHOLDER_LOAD: Mapping[str, float] = {"users": 1, "peak_rps": 1e-6}
 
@@ -308,17 +305,13 @@ def read_toml(path: Path) -> dict[str, Any]:
 def from_report(report: Report, path: Path) -> InputSource:
     """Return the inputs of a plan that a report of `hotplate bench` measured, with the report as their source.
 
-    A report of `bench http --find-max` has the requests/s of a pod with its store. One of `bench stores` has the CPU of
-    a request from each. One of `bench ru` has no input, but plans plot it. *path* is the report's file. Raises
-    PlanMisused for a report that is unsound, or has nothing to use.
+    A report of `bench http --find-max` has the requests/s of a pod with its store: the rate of another one is part of
+    the requested rate. One of `bench stores` has the CPU of a request from each. One of `bench ru` has no input, but
+    plans plot it. *path* is the report's file. Raises PlanMisused for a report that is unsound, or has nothing to use.
     """
     if complaint := _unsound(report):
         raise PlanMisused(f"--from-report: {path} is not sound, measure again: {complaint}")
-    values = dict[str, object]()
-    if report.kind == "http":
-        values = _measured_rate(report)
-    elif report.kind == "stores":
-        values = _measured_cpu(report)
+    values = _measured_values(report)
     is_plotted = report.kind == "ru" and not report.is_empty
     if not values and not is_plotted:
         emulated = f"; {', '.join(report.emulated)} was emulated" if report.emulated else ""
@@ -358,30 +351,19 @@ def _store_of(name: str) -> str:
     return next((store for store in POD_STORES if name.lower().startswith(store.removesuffix("s"))), "")
 
 
-def _measured_rate(report: Report) -> dict[str, object]:
-    """Return the highest requests/s of a pod with the store of a report of `bench http`, as `redis_pod_rps`.
+def _measured_values(report: Report) -> dict[str, float]:
+    """Return the inputs that figures of a report measure, as `redis_cpu_us`; of several stores of a kind, the most.
 
-    Only a search for the highest rate measures what a pod can answer; the rate of another report is part of the
-    requested one. Empty without such a rate.
+    Emulated stores, and those that were read by another client, are left out.
     """
-    rates = [row.value for row in report.rows if row.figure == HIGHEST_RATE and row.value]
-    store = _store_of(str(report.configuration["store"]))
-    return {f"{store}_pod_rps": max(rates)} if rates else {}
-
-
-def _measured_cpu(report: Report) -> dict[str, object]:
-    """Return the µs of CPU of a request from each store of `bench stores`, as `redis_cpu_us`.
-
-    Of several stores of a kind, it is that with the most. Emulated stores, and those that were read by another client,
-    are left out.
-    """
-    cpus_us = dict[str, object]()
-    rows = [row for row in report.rows if row.figure == CPU and row.value and row.subject not in report.emulated]
-    for row in sorted(rows, key=lambda row: row.value or 0):
-        store = _store_of(row.subject)
-        if store and not any(client in row.subject for client in OTHER_CLIENTS):
-            cpus_us[f"{store}_cpu_us"] = round(row.value or 0, 2)
-    return cpus_us
+    values = dict[str, float]()
+    for row in report.rows:
+        store = _store_of(str(report.configuration["store"]) if report.kind == "http" else row.subject)
+        name = MEASURED_INPUTS.get((report.kind, row.figure), "").format(store=store)
+        is_of_another = row.subject in report.emulated or any(client in row.subject for client in OTHER_CLIENTS)
+        if name and store and row.value and not is_of_another:
+            values[name] = max(values.get(name, 0.0), round(row.value, 2))
+    return values
 
 
 def from_release(manifest: "Manifest", store: str) -> InputSource:

@@ -135,11 +135,11 @@ class RateRange:
     limit: str = ""
 
     def describe(self, unit: str) -> str:
-        """Return the range in words, as "from 34 to 297,000 reads/s"; *unit* is that of the rates."""
+        """Return the range in words, as "only from 34 to 297,000 reads/s"; *unit* is that of the rates."""
         if self.high is None:
-            return f"from {rounded(self.low)} {unit} on" if self.low else "at any rate"
+            return f"only from {rounded(self.low)} {unit} on" if self.low else "at any rate"
         start = f"from {rounded(self.low)} to" if self.low else "up to"
-        return f"{start} {rounded(self.high, 3)} {unit}"
+        return f"only {start} {rounded(self.high, 3)} {unit}"
 
 
 @lru_cache(maxsize=1)  # the report and the plot need that of one plan

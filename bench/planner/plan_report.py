@@ -11,35 +11,30 @@ from hotplate.bench.planner.formulas import explain
 from hotplate.bench.planner.inputs import CAPACITIES, INPUT_FIELDS, POD_STORES
 from hotplate.bench.planner.plan import CapacityPlan, break_even
 from hotplate.bench.planner.saved_plan import Baseline, describe_growth
-from hotplate.bench.planner.serving_options import CARRIED, COSTS, TODAY, pod_store
+from hotplate.bench.planner.serving_options import (
+    CARRIED,
+    COSMOS_MODES,
+    COSTS,
+    FEES,
+    NOT_PRICED,
+    OPTION_NAMES,
+    STORE_NAMES,
+    TODAY,
+    TRAFFIC,
+    UNPRICED_BY_DEFAULT,
+    Cost,
+)
 from hotplate.bench.verdict import Gravity, concluded, findings_of
 from hotplate.stores.cosmos.url import AUTOSCALE_STEP, INITIAL_PARTITION_RU, MANUAL_STEP
 
-# Outside of all figures.
-NOT_PRICED = (
-    "reserved capacity and its discount", "writes in several regions", "tiers of Azure Managed Redis but Balanced",
-    "unused share of nodes", "traffic between regions and to the internet", "backups", "private links", "free tiers",
-)  # fmt: skip
-# Not priced by default.
-FEES = {"gateway_month": "gateway", "ru_factor": "zone redundancy", "cluster_month": "AKS's fee"}
 OUTLINE = {**sizing.OUTLINE, **serving_options.OUTLINE}
-# Headings of the options; Cosmos DB's modes in words.
-OPTION_HEADINGS = {
-    "manual": "manual",
-    "autoscale": "autoscale",
-    "serverless": "serverless",
-    "redis": "Redis",
-    "files": "files",
-}
 COST_COLUMNS = tuple(
     Column(name, f"Cosmos DB\n{heading}" if name in CAPACITIES else heading, digits=3)
-    for name, heading in OPTION_HEADINGS.items()
+    for name, heading in OPTION_NAMES.items()
 )
-STORE_NAMES = {"cosmos": "Cosmos DB", "redis": "Redis", "files": "files"}
 # Assumed inputs that the first sentences name.
 NOTABLE_INPUTS = {"list_length": "lists of {} items", "hit_rate": "no cache"}
-HOW_SURE = "How sure: ± by store prices."
-COSMOS_MODES = {"manual": "with fixed RU/s", "autoscale": "with autoscale", "serverless": "as serverless"}
+HOW_SURE = "How sure: ± by price errors."
 NOTABLE_SKEW = 1.05
 COSTLY_SKEW = 1.5
 ABOUT_THE_SAME = 1.25
@@ -133,7 +128,7 @@ def _notable_assumptions(plan: CapacityPlan) -> Iterator[str]:
     for name, words in NOTABLE_INPUTS.items():
         if name in assumed:
             yield words.format(getattr(plan.inputs, name))
-    yield f"{len(assumed - NOTABLE_INPUTS.keys())} more inputs"
+    yield f"{len(assumed - NOTABLE_INPUTS.keys())} defaults (--all)"
 
 
 def _assumed_inputs(plan: CapacityPlan) -> set[str]:
@@ -192,18 +187,15 @@ def _cost_rows(plan: CapacityPlan) -> Iterator[Row]:
     """
     currency = plan.prices.currency
     obstacles = plan.obstacles
-    figure_by_cost = {**COSTS, f"in all, {currency}/month": "{option}_total"}
-    for cost, figure in figure_by_cost.items():
-        if figure in FEES and not plan.number(figure):
+    for cost in (*COSTS, Cost(f"in all, {currency}/month", "{option}_total")):
+        if cost.fee and not plan.number(cost.figure):
             continue
-        for option in OPTION_HEADINGS:
+        for option in OPTION_NAMES:
             if option in obstacles:
-                yield Row(cost, option, currency, note=obstacles[option])
-                continue
-            value = plan.number(figure.format(option=option, pods=pod_store(option)))
-            if figure == "gateway_month" and option not in CAPACITIES:
-                value = 0.0
-            yield Row(cost, option, currency, value)
+                yield Row(cost.label, option, currency, note=obstacles[option])
+            else:
+                value = plan.number(cost.figure_of(option)) if option in cost.options else 0.0
+                yield Row(cost.label, option, currency, value)
 
 
 def _reasons(plan: CapacityPlan) -> Iterator[tuple[str, str]]:
@@ -233,7 +225,7 @@ def _reasons(plan: CapacityPlan) -> Iterator[tuple[str, str]]:
         yield "no", "; ".join(_describe_obstacles(plan.obstacles))
 
     dates = sorted(price.date for price in plan.prices.named.values())
-    unpriced = ", ".join((*_unpriced_fees(plan), "traffic"))
+    unpriced = ", ".join((*_unpriced_fees(plan), TRAFFIC))
     yield "priced", f"by prices of {dates[0]} to {dates[-1]}; not {unpriced}  (--all)"
 
 
@@ -257,13 +249,13 @@ def _describe_obstacles(obstacles: Mapping[str, str]) -> Iterator[str]:
     """Yield each limit once, with the options that it makes impossible: `manual, autoscale: RU/s of a partition`."""
     headings = dict[str, list[str]]()
     for option, obstacle in obstacles.items():
-        headings.setdefault(obstacle, []).append(OPTION_HEADINGS[option])
+        headings.setdefault(obstacle, []).append(OPTION_NAMES[option])
     for obstacle, ruled_out in headings.items():
         yield f"{', '.join(ruled_out)}: {obstacle}"
 
 
 def _unpriced_fees(plan: CapacityPlan) -> list[str]:
-    return [words for name, words in FEES.items() if name not in plan.sourced.sources]
+    return [words for name, words in UNPRICED_BY_DEFAULT.items() if name not in plan.sourced.sources]
 
 
 def _format_hours(hours: float) -> str:
@@ -285,7 +277,7 @@ def _first_refused_rate(plan: CapacityPlan, container: ContainerFigures) -> str:
     ru = plan.number(container.ru)
     first = format_value(ru / plan.number("mean_read_ru") / plan.number(container.skew))
     if not plan.inputs.zipf and plan.inputs.hot_share is None:
-        return f"from {first} reads/s on, if all users are equally busy; try --zipf 0.9"
+        return f"from {first} reads/s on, if all users are equally busy (--zipf 0.9: some far busier)"
     hottest = plan.number("hot_key_ru") / ru * plan.number(container.partitions)
     return f"from {first} reads/s on; the busiest user takes {hottest:.1%} of a partition"
 
@@ -369,7 +361,7 @@ def _throughput(plan: CapacityPlan, mode: str) -> str:
 
     publish_ru = plan.number("publish_ru_s")
     if any(publish_ru > ru.number for name, ru in provisioned.items() if name != "serverless"):
-        throughput += f", {plan.figures['publish_ru_s']} while publishing"
+        throughput += f", {publish_ru:,.0f} more to publish"
     return throughput
 
 

@@ -1,12 +1,14 @@
 """What the ways to serve a load cost: Cosmos DB by capacity mode, Redis, and files in each pod.
 
-Each step adds figures to *table*, which has the inputs, the prices, and what the load needs (`sizing`). `term` returns
-a figure of the table as an expression: a number with its formula, here its name. *cost_unit* is the unit of a monthly
-cost, as USD/month. Costs of a way that is not possible are obstacles, which name the limit.
+Each step adds figures to *table*, which has the inputs, the prices, and what the load needs (`sizing`). A figure of
+the table is an expression: a number with its formula, here its name. *cost_unit* is the unit of a monthly cost, as
+USD/month. Costs of a way that is not possible are obstacles, which name the limit.
 """
 
 from collections.abc import Sequence
+from functools import reduce
 from math import log, sqrt
+from operator import add
 from statistics import fmean
 from typing import NamedTuple
 
@@ -34,6 +36,10 @@ DYNAMIC = "https://learn.microsoft.com/azure/cosmos-db/autoscale-per-partition-r
 # Bytes of a row in LMDB besides key and value: node header, page fill and branch pages.
 FILE_ROW_BYTES = 40
 STORES = (*CAPACITIES, "redis", "files")
+STORE_NAMES = {"cosmos": "Cosmos DB", "redis": "Redis", "files": "files"}
+# Headings of the options; Cosmos DB's modes in words.
+OPTION_NAMES = {option: STORE_NAMES.get(option, option) for option in STORES}
+COSMOS_MODES = {"manual": "with fixed RU/s", "autoscale": "with autoscale", "serverless": "as serverless"}
 # Lines of the report: figures by their words.
 TODAY = {
     "provisioned": "have_ru", "missing": "short_ru", "reads that get 429 in the busiest hour": "refused_reads",
@@ -60,11 +66,42 @@ OUTLINE = {
         "Redis, pods and training": "redis_total", "files, pods and training": "files_total",
     },
 }  # fmt: skip
-# Lines of its first table, in which `{option}` is the name of an option, and `{pods}` that of the store its pods read.
-COSTS = {
-    "store": "{option}_cost", "gateway": "gateway_month", "pods": "{pods}_pods_cost", "Kubernetes": "cluster_month",
-    "training": "training_cost",
-}  # fmt: skip
+
+
+class Cost(NamedTuple):
+    """A kind of monthly cost: a part of the totals, and a line of the report's first table.
+
+    figure   its name, in which `{option}` is the name of an option, and `{pods}` that of the store its pods read
+    options  those that have this cost
+    fee      what is not priced while the figure is 0, as by default; empty for a cost that is always priced
+    """
+
+    label: str
+    figure: str
+    options: Sequence[str] = STORES
+    fee: str = ""
+
+    def figure_of(self, option: str) -> str:
+        """Return the name of the figure of an option."""
+        return self.figure.format(option=option, pods=pod_store(option))
+
+
+COSTS = (
+    Cost("store", "{option}_cost"),
+    Cost("gateway", "gateway_month", CAPACITIES, fee="gateway"),
+    Cost("pods", "{pods}_pods_cost"),
+    Cost("Kubernetes", "cluster_month", fee="AKS's fee"),
+    Cost("training", "training_cost"),
+)
+FEES = {cost.figure: cost.fee for cost in COSTS if cost.fee}
+# Not priced unless they are given, by figure.
+UNPRICED_BY_DEFAULT = {**FEES, "ru_factor": "zone redundancy"}
+# Outside of all figures; the first line names traffic alone.
+TRAFFIC = "traffic"
+NOT_PRICED = (
+    "reserved capacity and its discount", "writes in several regions", "tiers of Azure Managed Redis but Balanced",
+    "unused share of nodes", "traffic between regions and to the internet", "backups", "private links", "free tiers",
+)  # fmt: skip
 
 
 def add_costs(table: FigureTable, prices: Prices) -> None:
@@ -91,7 +128,7 @@ def add_costs(table: FigureTable, prices: Prices) -> None:
 def _price(table: FigureTable, name: str) -> Expression:
     """Return a price; an obstacle if the prices file has none."""
     if f"price_{name}" in table:
-        return table.expression(f"price_{name}")
+        return table[f"price_{name}"]
     return Expression(NotPossible(f"price: the prices file has no {name}"), f"price_{name}")
 
 
@@ -101,27 +138,26 @@ def _add_carried_load(table: FigureTable, cost_unit: str) -> None:
     The RU/s are `have_ru`, those of today, or without them `serve_ru`, as planned. The fullest partition limits the
     reads: it gets `skew` times an even share.
     """
-    term = table.expression
-    ru = table.add_calculated("carried_ru", "RU/s", table.given_or("have_ru", term("serve_ru")))
-    skew = _add_todays_skew(table).decided_by(term("have_ru")) if "have_ru" in table else term("skew")
+    ru = table.add_calculated("carried_ru", "RU/s", table.given_or("have_ru", table["serve_ru"]))
+    skew = _add_todays_skew(table).decided_by(table["have_ru"]) if "have_ru" in table else table["skew"]
 
     region_reads = table.add_calculated(
         "carried_region_reads",
         "reads/s",
-        ru / term("mean_read_ru") / skew,
+        ru / table["mean_read_ru"] / skew,
         source="the highest rate without a 429, if nothing else is read or written",
     )
     all_reads = table.add_calculated(
-        "carried_reads", "reads/s", region_reads * term("regions"), source="all regions together"
+        "carried_reads", "reads/s", region_reads * table["regions"], source="all regions together"
     )
     table.add_calculated(
-        "carried_mean", "reads/s", all_reads * term("ru_utilisation"), source="with room for peaks within the hour"
+        "carried_mean", "reads/s", all_reads * table["ru_utilisation"], source="with room for peaks within the hour"
     )
 
     table.add_calculated(
         "carried_lists",
         "lists/s",
-        ru / (term("list_write_ru") + term("read_back_ru")),
+        ru / (table["list_write_ru"] + table["read_back_ru"]),
         source="each list is written once, for all regions, and read back",
     )
     table.add_calculated(
@@ -138,27 +174,24 @@ def _add_todays_skew(table: FigureTable) -> Expression:
     They follow from its RU/s, `have_ru`, and from its GB. The skew, `have_skew`, is the load of the fullest one, as a
     multiple of an even share.
     """
-    term = table.expression
     partitions = table.add_calculated(
         "have_partitions",
         "partitions",
-        largest(term("partitions_by_gb"), ceiling(term("have_ru") / cosmos.INITIAL_PARTITION_RU)),
+        largest(table["partitions_by_gb"], ceiling(table["have_ru"] / cosmos.INITIAL_PARTITION_RU)),
         source=PARTITIONS,
     )
-    return table.add_calculated("have_skew", "", partition_skew(term("hot_user"), partitions), source=SKEW)
+    return table.add_calculated("have_skew", "", partition_skew(table["hot_user"], partitions), source=SKEW)
 
 
 def _monthly_cost_of(table: FigureTable, ru: Expression) -> Expression:
     """Return the monthly cost of *ru* manually provisioned RU/s, in all regions."""
-    term = table.expression
-    return ru / 100 * term("price_ru_hour") * term("ru_factor") * HOURS_A_MONTH * term("regions")
+    return ru / 100 * table["price_ru_hour"] * table["ru_factor"] * HOURS_A_MONTH * table["regions"]
 
 
 def _add_storage_cost(table: FigureTable, cost_unit: str) -> None:
     """Add to *table* the monthly cost of storage in Cosmos DB, which all its modes have."""
-    term = table.expression
     table.add_calculated(
-        "storage_cost", cost_unit, term("stored_gb") * term("price_storage_gb_month") * term("regions")
+        "storage_cost", cost_unit, table["stored_gb"] * table["price_storage_gb_month"] * table["regions"]
     )
 
 
@@ -169,35 +202,33 @@ def _add_manual_cost(table: FigureTable, cost_unit: str) -> None:
     publish adds one with `creation_ru`, and spends all of these unless `publish_ru` is given. The catalogue, which pods
     poll, has a small container (control). Azure's price is that of 100 RU/s for an hour.
     """
-    term = table.expression
     hours = table.add_calculated(
         "manual_billed_hours",
         "hours",
-        _billed_hours(table, term("creation_ru")),
+        _billed_hours(table, table["creation_ru"]),
         source="hours of the clock that a publish touches if it spends creation_ru, or publish_ru if that is given",
     )
 
-    all_month = term("serve_ru") + term("kept") * term("least_ru") + term("control_ru")
-    a_publish = term("creation_ru") * hours + term("serve_ru") * OVERLAP_HOURS
+    all_month = table["serve_ru"] + table["kept"] * table["least_ru"] + table["control_ru"]
+    a_publish = table["creation_ru"] * hours + table["serve_ru"] * OVERLAP_HOURS
     ru_hours = table.add_calculated(
         "manual_ru_hours",
         "RU/s-hours",
-        all_month * HOURS_A_MONTH + term("publishes") * a_publish,
+        all_month * HOURS_A_MONTH + table["publishes"] * a_publish,
         source="live, kept and control all month; each publish its hours, and one in which two releases can serve",
     )
-    cost = ru_hours / 100 * term("price_ru_hour") * term("ru_factor") * term("regions")
-    table.add_calculated("manual_cost", cost_unit, cost + term("storage_cost"))
+    cost = ru_hours / 100 * table["price_ru_hour"] * table["ru_factor"] * table["regions"]
+    table.add_calculated("manual_cost", cost_unit, cost + table["storage_cost"])
 
 
 def _billed_hours(table: FigureTable, spent_ru: Expression) -> Expression:
     """Return the hours of the clock that a publish touches if it spends *spent_ru* RU/s, or `publish_ru` if given."""
-    term = table.expression
     hours = choose(
         table.is_given("publish_ru"),
-        term("publish_billed_hours"),
-        term("publish_total_ru") / spent_ru / 3600 + 1,
+        table["publish_billed_hours"],
+        table["publish_total_ru"] / spent_ru / 3600 + 1,
     )
-    return hours.decided_by(term("publish_billed_hours"))
+    return hours.decided_by(table["publish_billed_hours"])
 
 
 def hourly_billed_ru(profile: str | Sequence[float], maximum_ru: float, busiest_ru: float) -> list[float]:
@@ -211,19 +242,18 @@ def _add_autoscale_ru(table: FigureTable) -> None:
     An hour bills the highest RU/s that it reached, at least a tenth of the maximum. Kept releases are idle: they bill a
     tenth of the lowest maximum that may be set. Reads spread evenly over regions.
     """
-    term = table.expression
-    region_reads = term("peak_then") / term("regions") * (1 - term("hit_rate"))
+    region_reads = table["peak_then"] / table["regions"] * (1 - table["hit_rate"])
     busiest_ru = table.add_calculated(
         "region_reads_ru",
         "RU/s",
-        region_reads * term("mean_read_ru") / term("ru_utilisation"),
+        region_reads * table["mean_read_ru"] / table["ru_utilisation"],
         source="the peak of the busiest hour",
     )
 
     billed = apply(
         lambda profile, maximum, busiest: fmean(hourly_billed_ru(profile, maximum, busiest)),
-        term("profile"),
-        term("autoscale_top_ru"),
+        table["profile"],
+        table["autoscale_top_ru"],
         busiest_ru,
         text="the mean over the hours of profile of the larger of autoscale_top_ru / 10, and region_reads_ru then",
     )
@@ -231,7 +261,7 @@ def _add_autoscale_ru(table: FigureTable) -> None:
     table.add_calculated(
         "autoscale_idle_ru",
         "RU/s",
-        term("autoscale_least_ru") / AUTOSCALE_FLOOR,
+        table["autoscale_least_ru"] / AUTOSCALE_FLOOR,
         "a tenth of the lowest top that may be set",
     )
 
@@ -242,11 +272,10 @@ def _add_autoscale_cost(table: FigureTable, cost_unit: str) -> None:
     They are those of the mean RU/s of the live release over a day, and those if it always has the maximum. Both include
     publishes, kept releases, the container of the catalogue (control), which is not scaled, and storage.
     """
-    term = table.expression
     spent = choose(
         table.is_given("publish_ru"),
-        term("publish_ru_s"),
-        largest(term("publish_ru_s"), term("autoscale_top_ru")),
+        table["publish_ru_s"],
+        largest(table["publish_ru_s"], table["autoscale_top_ru"]),
     )
     spent = table.add_calculated(
         "autoscale_publish_ru",
@@ -255,17 +284,17 @@ def _add_autoscale_cost(table: FigureTable, cost_unit: str) -> None:
         source="RU/s that a publish spends: all of its container, or publish_ru if that is given",
     )
 
-    control_and_storage = _monthly_cost_of(table, term("control_ru")) + term("storage_cost")
-    monthly_price = term("price_ru_hour") * term("price_autoscale_factor") * HOURS_A_MONTH * term("regions")
-    a_publish = spent * _billed_hours(table, spent) + term("autoscale_mean_ru") * OVERLAP_HOURS
+    control_and_storage = _monthly_cost_of(table, table["control_ru"]) + table["storage_cost"]
+    monthly_price = table["price_ru_hour"] * table["price_autoscale_factor"] * HOURS_A_MONTH * table["regions"]
+    a_publish = spent * _billed_hours(table, spent) + table["autoscale_mean_ru"] * OVERLAP_HOURS
     other_ru = table.add_calculated(
         "autoscale_other_ru",
         "RU/s",
-        term("publishes") * a_publish / HOURS_A_MONTH + term("kept") * term("autoscale_idle_ru"),
+        table["publishes"] * a_publish / HOURS_A_MONTH + table["kept"] * table["autoscale_idle_ru"],
         source="publishes, kept releases and hours with two of them, as a mean over the month",
     )
     for name, live_ru in (("autoscale_cost", "autoscale_mean_ru"), ("autoscale_most_cost", "autoscale_top_ru")):
-        cost = (term(live_ru) + other_ru) / 100 * monthly_price + control_and_storage
+        cost = (table[live_ru] + other_ru) / 100 * monthly_price + control_and_storage
         table.add_calculated(name, cost_unit, cost)
 
 
@@ -275,34 +304,37 @@ def _add_serverless(table: FigureTable, cost_unit: str) -> None:
     The RU/s have a ceiling, `SERVERLESS_RU` for each physical partition; a partition holds `PARTITION_GB`. The RU of a
     month are those of reads, polls and publishes.
     """
-    term = table.expression
-    partitions = term("partitions_by_gb")
+    partitions = table["partitions_by_gb"]
     most_ru = table.add_calculated(
         "serverless_ceiling_ru", "RU/s", cosmos.SERVERLESS_RU * partitions, source=SERVERLESS
     )
-    skew = table.add_calculated("serverless_skew", "", partition_skew(term("hot_user"), partitions), source=SKEW)
+    skew = table.add_calculated("serverless_skew", "", partition_skew(table["hot_user"], partitions), source=SKEW)
     reads_ru = table.add_calculated(
-        "serverless_reads_ru", "RU/s", term("reads_plain_ru") * skew / term("ru_utilisation")
+        "serverless_reads_ru", "RU/s", table["reads_plain_ru"] * skew / table["ru_utilisation"]
     )
-    publish_hours = table.add_calculated("serverless_publish_hours", "hours", term("publish_total_ru") / most_ru / 3600)
+    publish_hours = table.add_calculated(
+        "serverless_publish_hours", "hours", table["publish_total_ru"] / most_ru / 3600
+    )
 
-    mean_ru = term("reads_plain_ru") * term("mean_of_peak") + term("polls_ru")
+    mean_ru = table["reads_plain_ru"] * table["mean_of_peak"] + table["polls_ru"]
     used_ru = table.add_calculated(
-        "serverless_used_ru", "RU/month", mean_ru * HOURS_A_MONTH * 3600 + term("publishes") * term("publish_total_ru")
+        "serverless_used_ru",
+        "RU/month",
+        mean_ru * HOURS_A_MONTH * 3600 + table["publishes"] * table["publish_total_ru"],
     )
 
     container_gb = cosmos.SERVERLESS_BYTES / GB
     limits = (
-        at_most(term("regions"), 1, "regions: {:.0f}, and serverless has one"),
+        at_most(table["regions"], 1, "regions: {:.0f}, and serverless has one"),
         at_most(
-            term("release_gb"),
+            table["release_gb"],
             container_gb,
             "storage: {:,.0f} GB a release, and a serverless container holds {:,.0f}",
         ),
         at_most(reads_ru, most_ru, "RU/s: {:,.0f} for reads, above {:,.0f} of its container"),
-        at_most(publish_hours, term("refresh_hours"), TOO_SLOW),
+        at_most(publish_hours, table["refresh_hours"], TOO_SLOW),
     )
-    cost = used_ru.decided_by(*limits) / 1_000_000 * _price(table, "serverless_million_ru") + term("storage_cost")
+    cost = used_ru.decided_by(*limits) / 1_000_000 * _price(table, "serverless_million_ru") + table["storage_cost"]
     table.add_calculated("serverless_cost", cost_unit, cost, source=SERVERLESS)
 
 
@@ -311,7 +343,6 @@ def _add_redis(table: FigureTable, prices: Prices) -> None:
 
     The sizes of instances, with GB, shards and the price of a node, are in the prices file.
     """
-    term = table.expression
     size = _add_redis_size(table, prices.redis)
     price = table.add_calculated(
         "price_redis_node_hour",
@@ -320,21 +351,20 @@ def _add_redis(table: FigureTable, prices: Prices) -> None:
         source="prices file",
     )
     table.add_calculated(
-        "redis_cost", f"{prices.currency}/month", term("redis_nodes") * price * HOURS_A_MONTH * term("regions")
+        "redis_cost", f"{prices.currency}/month", table["redis_nodes"] * price * HOURS_A_MONTH * table["regions"]
     )
 
 
 def _add_redis_size(table: FigureTable, sizes: Sequence[RedisSize]) -> Expression:
     """Add to *table* the GB of all releases in Redis, and the cheapest of *sizes* for them; return that size."""
-    term = table.expression
     gb = table.add_calculated(
         "redis_gb",
         "GB",
-        term("rows") * term("redis_row_bytes") * term("copies") / GB,
+        table["rows"] * table["redis_row_bytes"] * table["copies"] / GB,
         source="live, kept and the next one",
     )
-    reads = (term("reads_s"), term("hot_user"))
-    needs = (gb, *reads, term("copies"), term("redis_reserved"), term("redis_utilisation"))
+    reads = (table["reads_s"], table["hot_user"])
+    needs = (gb, *reads, table["copies"], table["redis_reserved"], table["redis_utilisation"])
     size = apply(
         lambda *numbers: cheapest_redis_size(sizes, RedisNeeds(*numbers)),
         *needs,
@@ -407,24 +437,20 @@ def fullest_shard_factor(shards: float, releases: float) -> float:
 def _add_totals(table: FigureTable, cost_unit: str) -> None:
     """Add to *table* the total with each way to store the lists, by the costs of each store alone.
 
-    `cosmos_total` is that of Cosmos DB with the chosen capacity mode. Only Cosmos DB has a gateway. The total of a
-    store that is not possible is an obstacle.
+    `cosmos_total` is that of Cosmos DB with the chosen capacity mode. The total of a store that is not possible is
+    an obstacle.
     """
-    term = table.expression
     _add_training_cost(table, cost_unit)
     for store in POD_STORES:
-        pods_cost = term(f"{store}_pods") * term("pod_cpus") * term("price_cpu_hour") * HOURS_A_MONTH
+        pods_cost = table[f"{store}_pods"] * table["pod_cpus"] * table["price_cpu_hour"] * HOURS_A_MONTH
         table.add_calculated(f"{store}_pods_cost", cost_unit, pods_cost)
 
     for option in STORES:
-        total = term(f"{option}_cost") + term(f"{pod_store(option)}_pods_cost")
-        total = total + term("cluster_month") + term("training_cost")
-        if option in CAPACITIES:  # modes of Cosmos DB
-            total = total + term("gateway_month")
-        table.add_calculated(f"{option}_total", cost_unit, total)
+        costs = [table[cost.figure_of(option)] for cost in COSTS if option in cost.options]
+        table.add_calculated(f"{option}_total", cost_unit, reduce(add, costs))
 
-    capacity = term("capacity")
-    table.add_calculated("cosmos_total", cost_unit, term(f"{capacity.result}_total").decided_by(capacity))
+    capacity = table["capacity"]
+    table.add_calculated("cosmos_total", cost_unit, table[f"{capacity.result}_total"].decided_by(capacity))
 
 
 def pod_store(option: str) -> str:
@@ -434,14 +460,13 @@ def pod_store(option: str) -> str:
 
 def _add_training_cost(table: FigureTable, cost_unit: str) -> None:
     """Add to *table* the monthly cost of training before each publish."""
-    term = table.expression
     node_price = table.add_calculated(
         "train_price",
         "a node and hour",
-        table.given_or("train_node_hour", term("train_cpus") * term("price_cpu_hour")),
+        table.given_or("train_node_hour", table["train_cpus"] * table["price_cpu_hour"]),
     )
     table.add_calculated(
-        "training_cost", cost_unit, term("train_nodes") * term("train_hours") * node_price * term("publishes")
+        "training_cost", cost_unit, table["train_nodes"] * table["train_hours"] * node_price * table["publishes"]
     )
 
 
@@ -451,26 +476,25 @@ def _add_files(table: FigureTable, cost_unit: str) -> None:
     The price of a vCPU includes `cpu_memory_gb`; more memory is paid by the price of the vCPUs that bring it. The
     releases are equally large, `copies` of them: the live one, kept ones and the next one.
     """
-    term = table.expression
-    row_bytes = term("stored_bytes") + term("user_id_chars") + FILE_ROW_BYTES
+    row_bytes = table["stored_bytes"] + table["user_id_chars"] + FILE_ROW_BYTES
     files_gb = table.add_calculated(
         "files_gb",
         "GB",
-        term("rows") * row_bytes * term("copies") / GB,
+        table["rows"] * row_bytes * table["copies"] / GB,
         source="key, value and LMDB's pages; live, kept and the next one",
     )
 
     memory_gb = table.add_calculated(
         "files_memory_gb",
         "GB a pod",
-        largest(0, files_gb / term("copies") - term("pod_cpus") * term("cpu_memory_gb")),
+        largest(0, files_gb / table["copies"] - table["pod_cpus"] * table["cpu_memory_gb"]),
         source="the live release stays in memory; what a pod's vCPUs bring is paid for",
     )
-    memory_cost = memory_gb / term("cpu_memory_gb") * term("price_cpu_hour") * HOURS_A_MONTH
+    memory_cost = memory_gb / table["cpu_memory_gb"] * table["price_cpu_hour"] * HOURS_A_MONTH
     table.add_calculated(
         "files_cost",
         cost_unit,
-        term("files_pods") * (files_gb * _price(table, "disk_gb_month") + memory_cost),
+        table["files_pods"] * (files_gb * _price(table, "disk_gb_month") + memory_cost),
         source="a disk for each pod, and memory beyond that of its vCPUs",
     )
 
@@ -481,22 +505,21 @@ def _add_today(table: FigureTable, cost_unit: str) -> None:
     Also adds the share of the busiest hour's reads that get 429 (too many requests), because they exceed the RU/s of
     their partition; the fullest one gets `have_skew` times an even share of the reads.
     """
-    term = table.expression
-    have_ru = term("have_ru")
-    reads_ru = term("reads_plain_ru")
-    table.add_calculated("short_ru", "RU/s", largest(0, term("serve_ru") - have_ru))
+    have_ru = table["have_ru"]
+    reads_ru = table["reads_plain_ru"]
+    table.add_calculated("short_ru", "RU/s", largest(0, table["serve_ru"] - have_ru))
     refused = apply(
         refused_share,
         have_ru,
         reads_ru,
-        term("have_skew"),
-        term("have_partitions"),
+        table["have_skew"],
+        table["have_partitions"],
         text="reads of the busiest hour above the share of have_ru of have_partitions, by reads_plain_ru; have_skew",
     )
     table.add_calculated("refused_reads", "share", refused, "reads alone, without headroom; retries make it worse")
 
     table.add_calculated("today_use", "share", reads_ru / have_ru, source="reads in the busiest hour")
-    unneeded_ru = table.add_calculated("over_ru", "RU/s", largest(0, have_ru - term("serve_ru")))
+    unneeded_ru = table.add_calculated("over_ru", "RU/s", largest(0, have_ru - table["serve_ru"]))
     table.add_calculated("over_cost", cost_unit, _monthly_cost_of(table, unneeded_ru))
 
 

@@ -1,14 +1,16 @@
 """What a load needs: bytes, reads, request units, partitions and pods.
 
-Each step adds figures to *table*. `term` returns a figure that is in the table as an expression: a number with its
-formula, here its name. Inputs and prices are in the table from the start, others once their step was called. A step
-reads inputs from the table only, which records them as operands.
+Each step adds figures to *table*. A figure in the table is an expression: a number with its formula, here its name.
+Inputs and prices are in the table from the start, others once their step was called. A step reads inputs from the table
+only, which records them as operands.
 """
 
 from functools import partial
 from math import log
 from statistics import fmean
+from typing import cast, get_type_hints
 
+from hotplate.base.recommendations import ENTRY_TEXTS, ITEM_FIELDS, Item
 from hotplate.bench.planner.formulas import (
     Expression,
     FigureTable,
@@ -29,9 +31,11 @@ from hotplate.stores.cosmos.items import MAX_ITEM_BYTES, item_bytes, name_of, to
 from hotplate.stores.encoding import OFFSET_BYTES, SEPARATOR, USER, encode
 from hotplate.stores.redis import footprint
 
-# An item of a list as it is stored, without its texts.
-ITEM = encode([{"id": "", "score": 0.1234}])[OFFSET_BYTES:]
-TITLED_ITEM = encode([{"id": "", "score": 0.1234, "title": ""}])[OFFSET_BYTES:]
+# A computed item with all its fields, without the characters of its texts; and items as they are stored.
+FIELD_TYPES = get_type_hints(Item)
+TITLED = {name: "" if FIELD_TYPES[name] is str else 0.1234 for name in ITEM_FIELDS if name not in ENTRY_TEXTS}
+UNTITLED = {name: value for name, value in TITLED.items() if name != "title"}
+ITEM, TITLED_ITEM = (encode([cast("Item", fields)])[OFFSET_BYTES:] for fields in (UNTITLED, TITLED))
 ITEM_BYTES = len(ITEM)
 TITLE_BYTES = len(TITLED_ITEM) - ITEM_BYTES
 # Each quote is escaped inside a JSON string.
@@ -111,28 +115,26 @@ def _add_list_sizes(table: FigureTable) -> None:
 
     Stored bytes are those of JSON, compressed if the encoding is zstd; a measured `list_bytes` replaces both.
     """
-    term = table.expression
-    title_bytes = choose(term("title_chars") > 0, TITLE_BYTES + term("title_chars"), 0)
-    item_size = ITEM_BYTES + term("item_id_chars") + title_bytes
+    title_bytes = choose(table["title_chars"] > 0, TITLE_BYTES + table["title_chars"], 0)
+    item_size = ITEM_BYTES + table["item_id_chars"] + title_bytes
     json_bytes = table.add_calculated(
-        "json_bytes", "bytes", term("list_length") * item_size + len(SEPARATOR) * (term("list_length") - 1)
+        "json_bytes", "bytes", table["list_length"] * item_size + len(SEPARATOR) * (table["list_length"] - 1)
     )
 
     is_compressed = table.is_choice("encoding", "zstd")
-    encoded = choose(is_compressed, json_bytes * term("zstd_share"), json_bytes)
+    encoded = choose(is_compressed, json_bytes * table["zstd_share"], json_bytes)
     table.add_calculated("stored_bytes", "bytes", table.given_or("list_bytes", encoded))
 
 
 def _add_row_sizes(table: FigureTable) -> None:
     """Add to *table* the bytes of a list with its key: as an item of Cosmos DB, and as a row of Redis."""
-    term = table.expression
-    stored_bytes = term("stored_bytes")
+    stored_bytes = table["stored_bytes"]
     # zstd becomes base64; a list of JSON lines gets a backslash for each quote and each end of line.
-    quotes = QUOTES + choose(term("title_chars") > 0, TITLE_QUOTES, 0)
+    quotes = QUOTES + choose(table["title_chars"] > 0, TITLE_QUOTES, 0)
     text_bytes = choose(
         table.is_choice("encoding", "zstd"),
         ceiling(stored_bytes / 3) * 4,
-        stored_bytes + quotes * term("list_length") + term("list_length") - 1,
+        stored_bytes + quotes * table["list_length"] + table["list_length"] - 1,
     )
     text_bytes = table.add_calculated(
         "text_bytes",
@@ -141,15 +143,15 @@ def _add_row_sizes(table: FigureTable) -> None:
         source="base64 of zstd; or JSON in JSON: a backslash for each quote and each end of line",
     )
 
-    id_bytes = ceiling(term("user_id_chars") * 4 / 3)
+    id_bytes = ceiling(table["user_id_chars"] * 4 / 3)
     table.add_calculated(
         "item_bytes",
         "bytes",
-        SKELETON_BYTES + id_bytes + text_bytes + term("system_bytes"),
+        SKELETON_BYTES + id_bytes + text_bytes + table["system_bytes"],
         source='an item {"id":"user.ID","t":"…"} with the id in base64url',
     )
 
-    redis_bytes = stored_bytes + len(USER) + term("user_id_chars") + footprint.HEAD_BYTES + footprint.ROW_BYTES
+    redis_bytes = stored_bytes + len(USER) + table["user_id_chars"] + footprint.HEAD_BYTES + footprint.ROW_BYTES
     table.add_calculated(
         "redis_row_bytes",
         "bytes",
@@ -164,29 +166,28 @@ def _add_workload(table: FigureTable) -> None:
     "Then" is after `months` of growth, and "peak" the busiest hour, `region_share` of it that of the busiest region.
     Reads are the requests that no cache answers.
     """
-    term = table.expression
     growth = apply(
         lambda percent, months: (1 + percent / 100) ** months,
-        term("growth_percent"),
-        term("months"),
+        table["growth_percent"],
+        table["months"],
         text="(1 + growth_percent / 100) ** months",
     )
     growth = table.add_calculated("growth", "", growth)
 
-    table.add_calculated("users_then", "users", term("users") * growth)
-    table.add_calculated("rows", "lists", (term("users") + term("items")) * growth)
+    table.add_calculated("users_then", "users", table["users"] * growth)
+    table.add_calculated("rows", "lists", (table["users"] + table["items"]) * growth)
 
-    peak_then = table.add_calculated("peak_then", "requests/s", term("peak_rps") * growth)
-    peak_region = table.add_calculated("peak_region", "requests/s", peak_then * term("region_share"))
+    peak_then = table.add_calculated("peak_then", "requests/s", table["peak_rps"] * growth)
+    peak_region = table.add_calculated("peak_region", "requests/s", peak_then * table["region_share"])
     mean_share = apply(
         lambda profile: fmean(hourly_shares(profile)),
-        term("profile"),
+        table["profile"],
         text="the mean of profile by its busiest hour",
     )
     table.add_calculated("mean_of_peak", "share", mean_share)
 
     table.add_calculated("hot_user", "share", _share_of_busiest_user(table))
-    table.add_calculated("reads_s", "reads/s", peak_region * (1 - term("hit_rate")))
+    table.add_calculated("reads_s", "reads/s", peak_region * (1 - table["hit_rate"]))
 
 
 def _share_of_busiest_user(table: FigureTable) -> Expression:
@@ -194,12 +195,10 @@ def _share_of_busiest_user(table: FigureTable) -> Expression:
 
     That is `hot_share` if it is given, else that of the first user by a Zipf law.
     """
-    term = table.expression
-
     by_law = apply(
         lambda users, exponent: first_share_by_zipf(max(1, round(users)), exponent),
-        term("users_then"),
-        term("zipf"),
+        table["users_then"],
+        table["zipf"],
         text="chance of the first of users_then, zipf",
     )
     return table.given_or("hot_share", by_law)
@@ -222,7 +221,7 @@ def first_share_by_zipf(keys: int, exponent: float) -> float:
 
 def _stored_item_bytes(table: FigureTable) -> Expression:
     """Return the bytes of an item; an obstacle if Cosmos DB stores none of this size."""
-    return at_most(table.expression("item_bytes"), MAX_ITEM_BYTES, "size of an item: {:,.0f} bytes, above {:,}")
+    return at_most(table["item_bytes"], MAX_ITEM_BYTES, "size of an item: {:,.0f} bytes, above {:,}")
 
 
 def _add_read_charges(table: FigureTable, charges: Charges) -> None:
@@ -230,7 +229,6 @@ def _add_read_charges(table: FigureTable, charges: Charges) -> None:
 
     *charges* are the measured RU of each operation by size.
     """
-    term = table.expression
     size = _stored_item_bytes(table)
     is_doubled = table.is_choice("consistency", *DOUBLY_CHARGED)
 
@@ -248,21 +246,21 @@ def _add_read_charges(table: FigureTable, charges: Charges) -> None:
     )
     missed_read_ru = table.add_calculated("missed_read_ru", "RU", missed_ru, CHARGES)
 
-    all_users = (1 - term("unknown_share")) * point_read_ru + term("unknown_share") * missed_read_ru
+    all_users = (1 - table["unknown_share"]) * point_read_ru + table["unknown_share"] * missed_read_ru
     mean_read = table.add_calculated(
         "mean_read_ru",
         "RU",
-        all_users * (1 - term("gateway_hit_rate")),
+        all_users * (1 - table["gateway_hit_rate"]),
         source="hits of the integrated cache cost nothing",
     )
-    reads_ru = table.add_calculated("reads_plain_ru", "RU/s", term("reads_s") * mean_read)
+    reads_ru = table.add_calculated("reads_plain_ru", "RU/s", table["reads_s"] * mean_read)
     table.add_calculated(
         "reads_even_ru",
         "RU/s",
-        reads_ru / term("ru_utilisation"),
+        reads_ru / table["ru_utilisation"],
         source="with headroom, if partitions were equally full",
     )
-    table.add_calculated("hot_key_ru", "RU/s", term("reads_s") * term("hot_user") * mean_read)
+    table.add_calculated("hot_key_ru", "RU/s", table["reads_s"] * table["hot_user"] * mean_read)
 
 
 def _add_list_charges(table: FigureTable, charges: Charges) -> None:
@@ -284,39 +282,37 @@ def _add_publishing(table: FigureTable, charges: Charges) -> None:
     Its RU/s are `publish_ru`, else as many as end it within `window_hours` and before the next one, in Azure's steps
     and between its limits.
     """
-    term = table.expression
     rest_ru = apply(
         lambda rows, size: overhead_ru(charges, round(rows), round(size)),
-        term("rows"),
+        table["rows"],
         _stored_item_bytes(table),
         text="lists of the keys of rows, the catalogue, the state, containers, and a check before it is served",
     )
     rest = table.add_calculated("publish_rest_ru", "RU", rest_ru, CHARGES)
-    lists_ru = term("rows") * (term("list_write_ru") + term("read_back_ru"))
+    lists_ru = table["rows"] * (table["list_write_ru"] + table["read_back_ru"])
     total_ru = table.add_calculated("publish_total_ru", "RU", lists_ru + rest)
 
-    rate = table.given_or("publish_ru", total_ru / (smallest(term("window_hours"), term("refresh_hours")) * 3600))
+    rate = table.given_or("publish_ru", total_ru / (smallest(table["window_hours"], table["refresh_hours"]) * 3600))
     whole_steps = largest(cosmos.MANUAL_MIN, ceiling(rate, multiple_of=cosmos.MANUAL_STEP))
     provisioned = table.add_calculated("publish_ru_s", "RU/s", smallest(cosmos.MAX_RU, whole_steps))
 
     hours = table.add_calculated("publish_hours", "hours", total_ru / provisioned / 3600)
     # A publish of h hours that starts at any minute touches h + 1 hours of the clock on average.
-    billed = at_most(hours, term("refresh_hours"), TOO_SLOW) + 1
+    billed = at_most(hours, table["refresh_hours"], TOO_SLOW) + 1
     table.add_calculated(
         "publish_billed_hours",
         "hours",
         billed,
         source="hours of the clock that it touches, as a mean over its starts; each is billed at its highest RU/s",
     )
-    table.add_calculated("publishes", "a month", HOURS_A_MONTH / term("refresh_hours"))
+    table.add_calculated("publishes", "a month", HOURS_A_MONTH / table["refresh_hours"])
 
 
 def _add_stored_gb(table: FigureTable) -> None:
     """Add to *table* the GB of a release in Cosmos DB, and of all: live, kept for a rollback, and being written."""
-    term = table.expression
-    release_gb = table.add_calculated("release_gb", "GB", term("rows") * term("item_bytes") / GB)
+    release_gb = table.add_calculated("release_gb", "GB", table["rows"] * table["item_bytes"] / GB)
     copies = table.add_calculated(
-        "copies", "releases", term("kept") + 2, source="live, kept and, while it is written, the next"
+        "copies", "releases", table["kept"] + 2, source="live, kept and, while it is written, the next"
     )
     table.add_calculated("stored_gb", "GB", release_gb * copies)
     table.add_calculated(
@@ -364,23 +360,22 @@ def _add_partitions(table: FigureTable, prefix: str, *, created: Expression, ste
     Names of the figures begin with *prefix*. The container is *created* with some partitions, and its RU/s are in steps
     of *step*.
     """
-    term = table.expression
     least_name = f"{prefix}least_partitions"
     least = table.add_calculated(
-        least_name, "partitions", largest(created, term("partitions_by_gb")), source=PARTITIONS
+        least_name, "partitions", largest(created, table["partitions_by_gb"]), source=PARTITIONS
     )
     partitions = apply(
         partial(fewest_partitions, step=step),
-        term("reads_even_ru"),
-        term("hot_user"),
+        table["reads_even_ru"],
+        table["hot_user"],
         least,
         text=f"{FEWEST}, by reads_even_ru and hot_user, {least_name} or more",
     )
     partitions = table.add_calculated(
         f"{prefix}partitions", "partitions", partitions, "they stay, whatever RU/s are taken away"
     )
-    skew = table.add_calculated(f"{prefix}skew", "", partition_skew(term("hot_user"), partitions), source=SKEW)
-    return table.add_calculated(f"{prefix}reads_ru", "RU/s", term("reads_plain_ru") * skew / term("ru_utilisation"))
+    skew = table.add_calculated(f"{prefix}skew", "", partition_skew(table["hot_user"], partitions), source=SKEW)
+    return table.add_calculated(f"{prefix}reads_ru", "RU/s", table["reads_plain_ru"] * skew / table["ru_utilisation"])
 
 
 def _add_manual_container(table: FigureTable) -> None:
@@ -389,12 +384,11 @@ def _add_manual_container(table: FigureTable) -> None:
     It is created with the RU/s for publishing or for reads, whichever are more. Azure then allows no less than 1 RU/s
     for each GB, and a hundredth of the highest RU/s that the container ever had.
     """
-    term = table.expression
-    created = ceiling(term("publish_ru_s") / cosmos.INITIAL_PARTITION_RU)
+    created = ceiling(table["publish_ru_s"] / cosmos.INITIAL_PARTITION_RU)
     reads_ru = _add_partitions(table, "", created=created, step=cosmos.MANUAL_STEP)
     for_reads = ceiling(reads_ru, multiple_of=cosmos.MANUAL_STEP)
-    highest_ever = table.add_calculated("highest_ru", "RU/s", largest(term("publish_ru_s"), for_reads))
-    allowed = largest(cosmos.MANUAL_MIN, term("release_gb"), highest_ever / 100)
+    highest_ever = table.add_calculated("highest_ru", "RU/s", largest(table["publish_ru_s"], for_reads))
+    allowed = largest(cosmos.MANUAL_MIN, table["release_gb"], highest_ever / 100)
     least = table.add_calculated("least_ru", "RU/s", ceiling(allowed, multiple_of=cosmos.MANUAL_STEP), source=LIMITS)
     serving = table.add_calculated("serve_ru", "RU/s", largest(for_reads, least))
     creation = table.add_calculated(
@@ -406,10 +400,10 @@ def _add_manual_container(table: FigureTable) -> None:
     table.add_calculated(
         "new_partitions",
         "partitions",
-        largest(ceiling(creation / cosmos.INITIAL_PARTITION_RU), term("partitions_by_gb")),
+        largest(ceiling(creation / cosmos.INITIAL_PARTITION_RU), table["partitions_by_gb"]),
         source=f"of a container that is created with creation_ru: {PARTITIONS}",
     )
-    table.add_calculated("partition_ru", "RU/s", serving / term("partitions"))
+    table.add_calculated("partition_ru", "RU/s", serving / table["partitions"])
 
 
 def _add_autoscale_container(table: FigureTable) -> None:
@@ -418,17 +412,16 @@ def _add_autoscale_container(table: FigureTable) -> None:
     It is created with a maximum for publishing or for reads. Azure then allows no maximum below a tenth of the highest
     one so far, or below 10 RU/s for each GB.
     """
-    term = table.expression
     step = cosmos.AUTOSCALE_STEP
-    created = ceiling(ceiling(term("publish_ru_s"), multiple_of=step) / cosmos.PARTITION_RU)
+    created = ceiling(ceiling(table["publish_ru_s"], multiple_of=step) / cosmos.PARTITION_RU)
     reads_ru = _add_partitions(table, "autoscale_", created=created, step=step)
 
     created_top = table.add_calculated(
         "autoscale_created_ru",
         "RU/s",
-        ceiling(largest(cosmos.AUTOSCALE_MIN, reads_ru, term("publish_ru_s")), multiple_of=step),
+        ceiling(largest(cosmos.AUTOSCALE_MIN, reads_ru, table["publish_ru_s"]), multiple_of=step),
     )
-    allowed = ceiling(largest(cosmos.AUTOSCALE_MIN, created_top / 10, term("release_gb") * 10), multiple_of=step)
+    allowed = ceiling(largest(cosmos.AUTOSCALE_MIN, created_top / 10, table["release_gb"] * 10), multiple_of=step)
     allowed = table.add_calculated("autoscale_least_ru", "RU/s", allowed, source=LIMITS)
     table.add_calculated(
         "autoscale_top_ru",
@@ -444,17 +437,16 @@ def _add_pods(table: FigureTable) -> None:
     Targets are a share of a pod's CPU, and requests/s of a pod, that share of its highest rate; above them, pods are
     added.
     """
-    term = table.expression
     if "request_ms" in table:
-        in_pods = term("peak_region") * term("request_ms") / 1000
-        replicas = ceiling(in_pods / term("pod_utilisation") / term("pod_concurrency"))
+        in_pods = table["peak_region"] * table["request_ms"] / 1000
+        replicas = ceiling(in_pods / table["pod_utilisation"] / table["pod_concurrency"])
         source = "Azure ML's formula, for each store: requests in a pod = rate * time (Little's law)"
         table.add_calculated("pods_by_little", "pods", replicas, source=source)
 
     cpu_share = choose(
-        term("zones") > 1,
-        term("pod_utilisation") * (term("zones") - 1) / term("zones"),
-        term("pod_utilisation"),
+        table["zones"] > 1,
+        table["pod_utilisation"] * (table["zones"] - 1) / table["zones"],
+        table["pod_utilisation"],
     )
     table.add_calculated("hpa_utilisation", "share", cpu_share, source="with zones: room for the load of a lost one")
     for store in POD_STORES:
@@ -468,38 +460,36 @@ def _add_pods_with(table: FigureTable, store: str) -> None:
     The rate of a pod is the measured one with this store, else its CPU by the CPU of a request. It is used up to the
     share `pod_utilisation`. With zones, those left carry the load of a lost one.
     """
-    term = table.expression
-    pod_rate = table.given_or(f"{store}_pod_rps", 1_000_000 * term("pod_cpus") / term(f"{store}_cpu_us"))
+    pod_rate = table.given_or(f"{store}_pod_rps", 1_000_000 * table["pod_cpus"] / table[f"{store}_cpu_us"])
     rate = table.add_calculated(f"{store}_pod_capacity", "requests/s", pod_rate)
     by_rate = table.add_calculated(
-        f"{store}_pods_by_capacity", "pods", ceiling(term("peak_region") / rate / term("pod_utilisation"))
+        f"{store}_pods_by_capacity", "pods", ceiling(table["peak_region"] / rate / table["pod_utilisation"])
     )
-    pods_region = largest(by_rate, term("min_pods"))
+    pods_region = largest(by_rate, table["min_pods"])
     if "request_ms" in table:
-        pods_region = largest(term("pods_by_little"), by_rate, term("min_pods")).decided_by(term("request_ms"))
+        pods_region = largest(table["pods_by_little"], by_rate, table["min_pods"]).decided_by(table["request_ms"])
     pods_region = table.add_calculated(f"{store}_pods_region", "pods", pods_region)
     zoned: Expression = pods_region
-    if term("zones").result > 1:
-        zoned = ceiling(pods_region / (term("zones") - 1)) * term("zones")
+    if table["zones"].result > 1:
+        zoned = ceiling(pods_region / (table["zones"] - 1)) * table["zones"]
     table.add_calculated(
         f"{store}_pods",
         "pods",
-        zoned.decided_by(term("zones")) * term("regions"),
+        zoned.decided_by(table["zones"]) * table["regions"],
         source="with zones, the others carry what one may lose",
     )
 
 
 def _add_autoscaler(table: FigureTable, store: str) -> None:
     """Add to *table* the target and the most pods of a HorizontalPodAutoscaler of pods that read one *store*."""
-    term = table.expression
-    rate = term(f"{store}_pod_capacity")
+    rate = table[f"{store}_pod_capacity"]
     highest_rate: Expression = rate
     if "request_ms" in table:
-        highest_rate = smallest(rate, term("pod_concurrency") * 1000 / term("request_ms"))
+        highest_rate = smallest(rate, table["pod_concurrency"] * 1000 / table["request_ms"])
     target_rate = table.add_calculated(
-        f"{store}_hpa_pod_rps", "requests/s", term("hpa_utilisation") * highest_rate, "pods are added above it"
+        f"{store}_hpa_pod_rps", "requests/s", table["hpa_utilisation"] * highest_rate, "pods are added above it"
     )
-    most_pods = largest(term(f"{store}_pods") / term("regions"), ceiling(term("peak_region") * 2 / target_rate) + 1)
+    most_pods = largest(table[f"{store}_pods"] / table["regions"], ceiling(table["peak_region"] * 2 / target_rate) + 1)
     table.add_calculated(
         f"{store}_hpa_most_pods", "pods", most_pods, "room for twice the busiest hour, and for one lost pod"
     )
@@ -507,15 +497,14 @@ def _add_autoscaler(table: FigureTable, store: str) -> None:
 
 def _add_polls(table: FigureTable) -> None:
     """Add to *table* the RU/s for the catalogue, which each process of each pod polls, and those of its container."""
-    term = table.expression
     poll_ru = choose(table.is_choice("consistency", *DOUBLY_CHARGED), 2, 1)
     polls = table.add_calculated(
         "polls_ru",
         "RU/s",
-        term("cosmos_pods") * ceiling(term("pod_cpus")) / POLL_INTERVAL_S * poll_ru,
+        table["cosmos_pods"] * ceiling(table["pod_cpus"]) / POLL_INTERVAL_S * poll_ru,
         source="each process polls the catalogue",
     )
-    in_region = ceiling(polls / term("regions") / term("ru_utilisation"), multiple_of=cosmos.MANUAL_STEP)
+    in_region = ceiling(polls / table["regions"] / table["ru_utilisation"], multiple_of=cosmos.MANUAL_STEP)
     table.add_calculated(
         "control_ru", "RU/s", largest(cosmos.MANUAL_MIN, in_region), source="the catalogue's container, in each region"
     )
@@ -526,8 +515,7 @@ def _add_together(table: FigureTable) -> None:
 
     They are those of the live release, each kept one, the new one, and the catalogue (control).
     """
-    term = table.expression
-    together = term("serve_ru") + term("kept") * term("least_ru") + term("creation_ru") + term("control_ru")
+    together = table["serve_ru"] + table["kept"] * table["least_ru"] + table["creation_ru"] + table["control_ru"]
     table.add_calculated(
         "together_ru", "RU/s", together, source="live, kept, draft and control, in the hours of a publish"
     )

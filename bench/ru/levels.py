@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 from hotplate.bench.loadgen.load import failure_by_status
 from hotplate.bench.loadgen.result import P99_SAMPLES, ResponseSample, Result, lateness
+from hotplate.bench.measure.search import TRIES, Trial
 from hotplate.bench.options import MAX_POPULAR
-from hotplate.bench.search import TRIES, Trial
 from hotplate.bench.verdict import Gravity
 from hotplate.stores.options import BUDGET_S
 

@@ -16,13 +16,13 @@ from azure.cosmos.http_constants import HttpHeaders
 
 from hotplate.base.report import Column, Report, Row
 from hotplate.bench.errors import BenchFailed
-from hotplate.bench.experiment import Figure, report_of
+from hotplate.bench.measure.experiment import Figure, report_of
+from hotplate.bench.measure.statistics import change_of
 from hotplate.bench.options import is_emulated
 from hotplate.bench.planner.prices import Prices
 from hotplate.bench.process import describe
 from hotplate.bench.ru.run import database_cost, parse_sizes
 from hotplate.bench.ru.sandbox import keyed_address, sandbox
-from hotplate.bench.statistics import change_of
 from hotplate.stores.cosmos.charges import KB, SYSTEM_BYTES, Charges
 from hotplate.stores.cosmos.url import MANUAL_MIN
 from hotplate.stores.urls import redacted

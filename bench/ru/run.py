@@ -11,13 +11,13 @@ from hotplate.base.timing import HOUR_S
 from hotplate.bench import process
 from hotplate.bench.cosmos_emulator.faults import parse_latency
 from hotplate.bench.errors import BenchFailed, BenchMisused
-from hotplate.bench.experiment import Runs, until_stopped
 from hotplate.bench.loadgen.generator import LoadWorker
 from hotplate.bench.loadgen.load import Gets, InTurn, Load, RequestKeys
+from hotplate.bench.measure.experiment import Runs, until_stopped
+from hotplate.bench.measure.progress import ProgressDisplay
 from hotplate.bench.options import USER_PATH, SweepOptions, parse_rate, parse_seconds
 from hotplate.bench.planner.prices import Prices
 from hotplate.bench.planner.prices import load as load_prices
-from hotplate.bench.progress import ProgressDisplay
 from hotplate.bench.ru.levels import COMPUTED_FOR, LEAD_S, TAIL_S, Level, LevelTrial, from_store, measure_level, trial
 from hotplate.bench.ru.sandbox import Sandbox, SizedLists, keyed_address, sandbox
 from hotplate.bench.ru.sweep import Sweep, report

@@ -19,9 +19,9 @@ from azure.cosmos.exceptions import CosmosResourceNotFoundError
 from hotplate.base.recommendations import Item
 from hotplate.bench.cosmos_emulator.partitions import V2_SPAN, effective_key
 from hotplate.bench.errors import BenchFailed, BenchMisused
-from hotplate.bench.lists import publish_rows, read_charge
+from hotplate.bench.measure.lists import publish_rows, read_charge
+from hotplate.bench.measure.progress import handling
 from hotplate.bench.options import is_emulated
-from hotplate.bench.progress import handling
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.connect import run_on
 from hotplate.stores.cosmos.azure_errors import error_of

@@ -6,22 +6,23 @@ from functools import partial
 from itertools import product
 
 from hotplate.base.report import Report, Row, format_value, rounded
-from hotplate.bench.assumed_latency import ASSUMED, as_assumed, explain_mark
-from hotplate.bench.experiment import Ending, Figure, latencies, report_of
 from hotplate.bench.figure_names import AT_LEAST, EMULATOR, LEVEL_UNIT, P50, P99, PROVISIONED, READS
 from hotplate.bench.loadgen.result import lag_note
+from hotplate.bench.measure.assumed_latency import ASSUMED, as_assumed, explain_mark
+from hotplate.bench.measure.experiment import Ending, Figure, latencies, report_of
+from hotplate.bench.measure.statistics import latency, mean
 from hotplate.bench.options import SweepOptions, is_emulated
 from hotplate.bench.planner.prices import HOURS_A_MONTH, Prices
 from hotplate.bench.ru.levels import AT_LEAST_MARK, COMPUTED_MARK, OVERLOAD, Level
-from hotplate.bench.statistics import latency, mean
-from hotplate.bench.verdict import EMULATED_CHARGES, Finding, Gravity, concluded, findings_of, how_sure
+from hotplate.bench.verdict import EMULATED_CHARGES, TOO_FEW_SECONDS, Finding, Gravity, concluded, findings_of, how_sure
 from hotplate.stores.cosmos.url import AUTOSCALE_MIN, Throughput
 from hotplate.stores.urls import redacted
 
 COMPUTED = "computed"
 # How reads/s with a mark are called, and in the answer.
 NOTES = {AT_LEAST_MARK: AT_LEAST, COMPUTED_MARK: COMPUTED}
-WORDS = {AT_LEAST_MARK: f"{AT_LEAST} ", COMPUTED_MARK: f"({COMPUTED}) "}
+WORDS = {AT_LEAST_MARK: f"{AT_LEAST} ", COMPUTED_MARK: "by calculation "}
+HOW_COMPUTED = "RU/s divided by the measured charge"
 SECONDS_A_MONTH = HOURS_A_MONTH * 3600
 
 
@@ -84,7 +85,7 @@ def report(sweep: Sweep, ending: Ending, prices: Prices) -> Report:
         marks={
             **explain_mark(sweep.options.latency, is_known=account is None),
             AT_LEAST_MARK: "at least: this machine drives no more",
-            COMPUTED_MARK: "computed: RU/s divided by the measured charge",
+            COMPUTED_MARK: f"{COMPUTED}: {HOW_COMPUTED}",
         },
         origins=_origins(sweep, prices),
         notes=tuple(_notes(sweep)),
@@ -96,7 +97,9 @@ def report(sweep: Sweep, ending: Ending, prices: Prices) -> Report:
         f"{{}} reads/s at {top.ru:,} RU/s": _reads(top),
         f"{P99} {{}}": replace(_latency(sweep, P99, top), unit="us"),
     }
-    certainty = how_sure(decisive, f"the {sweep.duration_s} seconds of a trial")
+    certainty = how_sure(decisive, f"the {sweep.duration_s} seconds of a trial", TOO_FEW_SECONDS)
+    if top.is_computed:
+        certainty = f"How sure: {top.ru:,} RU/s were not measured; their reads/s are the {HOW_COMPUTED}."
     return concluded(
         measured, _findings(sweep, ending), answer, figures=answer, certainty=certainty, assumed=_assumed(sweep)
     )

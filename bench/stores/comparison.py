@@ -5,15 +5,15 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from hotplate.base.report import Row, format_count, rounded
-from hotplate.bench.assumed_latency import as_assumed
-from hotplate.bench.experiment import Figure, latencies, shares
-from hotplate.bench.figure_names import CPU, P50, P99
-from hotplate.bench.lists import popular_complaint
+from hotplate.bench.figure_names import P50, P99
+from hotplate.bench.measure.assumed_latency import as_assumed
+from hotplate.bench.measure.experiment import Figure, latencies, shares
+from hotplate.bench.measure.lists import popular_complaint
+from hotplate.bench.measure.statistics import PERCENTILES, Ranking, latency, mean, rank
 from hotplate.bench.planner.formulas import round_up
-from hotplate.bench.planner.inputs import Inputs, InputSource, from_release, merge
+from hotplate.bench.planner.inputs import CPU, Inputs, InputSource, from_release, merge
 from hotplate.bench.planner.plan import CapacityPlan, break_even, calculate
 from hotplate.bench.planner.prices import HOURS_A_MONTH, Prices
-from hotplate.bench.statistics import PERCENTILES, Ranking, latency, mean, rank
 from hotplate.bench.stores.rounds import Candidate, StoreRuns
 from hotplate.stores.connect import REDIS
 from hotplate.stores.cosmos.charges import load as load_charges

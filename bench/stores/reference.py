@@ -3,17 +3,17 @@
 from contextlib import ExitStack
 from dataclasses import replace
 
-from hotplate.base.report import Report, Row, format_count, format_value
-from hotplate.bench.assumed_latency import explain_mark
+from hotplate.base.report import Report, Row, format_value
 from hotplate.bench.errors import BenchMisused
 from hotplate.bench.figure_names import P50
+from hotplate.bench.measure.assumed_latency import explain_mark
+from hotplate.bench.measure.progress import ProgressDisplay
 from hotplate.bench.options import ReferenceOptions, StoresOptions, parse_seconds
 from hotplate.bench.planner.prices import load as load_prices
-from hotplate.bench.progress import ProgressDisplay
 from hotplate.bench.stores.comparison import CHARGE, needed_ru
 from hotplate.bench.stores.report import compare_stores
 from hotplate.bench.stores.rounds import own_cosmos
-from hotplate.bench.verdict import concluded, how_sure
+from hotplate.bench.verdict import concluded, how_sure, spread_over
 from hotplate.stores.connect import COSMOS
 from hotplate.stores.urls import redacted, scheme_of
 
@@ -77,7 +77,7 @@ def report(options: ReferenceOptions, compared: Report) -> Report:
     if compared.failures or compared.broken or not (charge and charge.value and p50):
         return reported
     answer = _answer(p50.value, needed_ru(charge.value, RATE), is_emulated=is_emulated)
-    certainty = how_sure({f"{P50} {{}}": p50}, format_count(len(p50.values), "round"))
+    certainty = how_sure({f"{P50} {{}}": p50}, spread_over(len(p50.values)))
     return concluded(reported, [], answer, certainty=certainty)
 
 

@@ -1,22 +1,22 @@
 """The comparison of stores by latency, CPU and cost."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 
-from hotplate.base.report import Column, Report, Row, format_count, format_value
-from hotplate.bench.assumed_latency import explain_mark
+from hotplate.base.report import Column, Report, Row, format_value
 from hotplate.bench.cosmos_emulator.faults import parse_latency
 from hotplate.bench.errors import BenchMisused
-from hotplate.bench.experiment import left_out, report_of
 from hotplate.bench.figure_names import BY_SDK
 from hotplate.bench.loadgen.load import Uniform, Zipf
 from hotplate.bench.loadgen.result import lag_note
+from hotplate.bench.measure.assumed_latency import explain_mark
+from hotplate.bench.measure.experiment import left_out, report_of
+from hotplate.bench.measure.progress import ProgressDisplay
+from hotplate.bench.measure.statistics import PERCENTILES, TOO_FEW_ANSWERS, plots_by_round
 from hotplate.bench.options import StoresOptions, parse_rate, parse_seconds, require_positive
 from hotplate.bench.planner.prices import Prices
 from hotplate.bench.planner.prices import load as load_prices
-from hotplate.bench.progress import ProgressDisplay
-from hotplate.bench.statistics import PERCENTILES, TOO_FEW_ANSWERS, plots_by_round
 from hotplate.bench.stores.comparison import AT_RATE_MARK, COST, Comparison, figures
 from hotplate.bench.stores.rounds import (
     FULL_CONNECTIONS,
@@ -32,7 +32,7 @@ from hotplate.bench.stores.rounds import (
     own_stores,
     prepared_stores,
 )
-from hotplate.bench.verdict import EMULATED_CHARGES, concluded, how_sure
+from hotplate.bench.verdict import EMULATED_CHARGES, concluded, how_sure, spread_over
 from hotplate.stores.urls import redacted
 
 METHOD = (
@@ -108,39 +108,44 @@ def report(options: StoresOptions, setup: Setup, measured: Measured, notes: Sequ
     rate = parse_rate(options.rate)
     prices = _prices(options)
     stores = measured.stores
-    by_name = {store.candidate.name: store for store in stores}
-    compared = report_of("stores", figures(rate, prices), by_name)
+    figures_of_stores = report_of("stores", figures(rate, prices), {store.candidate.name: store for store in stores})
     checks = [f"{store.candidate.name}: {note}" for store in stores for note in store.checked.notes]
-    answer = ""
-    certainty = ""
-    verdicts: Mapping[str, str] = {}
-    if all(store.sound for store in stores):
-        comparison = Comparison(stores, {(row.subject, row.figure): row for row in compared.rows}, rate, prices)
-        answer = comparison.answer
-        certainty = how_sure(comparison.decisive, format_count(measured.rounds, "round"))
-        verdicts = comparison.verdicts
     compared = replace(
-        compared,
-        emulated=tuple(name for name, store in by_name.items() if store.candidate.emulated),
-        columns=(*compared.columns, Column(COST, "paid for", noted=True)),
-        verdicts=verdicts,
+        _described(figures_of_stores, options, measured, prices),
+        notes=(*notes, *_too_few_answers(stores, figures_of_stores.rows), *_late(stores)),
+        method=(*setup.notes, METHOD, PATIENT, COST_NOTE.format(rate=rate), *checks),
+    )
+    if not all(store.sound for store in stores):
+        return concluded(compared, measured.findings)
+    comparison = Comparison(stores, {(row.subject, row.figure): row for row in compared.rows}, rate, prices)
+    return concluded(
+        replace(compared, verdicts=comparison.verdicts),
+        measured.findings,
+        comparison.answer,
+        certainty=how_sure(comparison.decisive, spread_over(measured.rounds)),
+        assumed=_assumed(options, compared, prices),
+    )
+
+
+def _described(report: Report, options: StoresOptions, measured: Measured, prices: Prices) -> Report:
+    """Return a report of the figures of stores with what explains them: marks, origins and plots."""
+    stores = measured.stores
+    return replace(
+        report,
+        emulated=tuple(store.candidate.name for store in stores if store.candidate.emulated),
+        columns=(*report.columns, Column(COST, "paid for", noted=True)),
         marks={
             **explain_mark(options.latency, is_known=not options.urls),
             AT_RATE_MARK: "at the rate of the rounds, which takes more CPU a read than full load",
         },
         origins=_origins(options, measured, prices),
-        plots=tuple(plots_by_round(compared.rows)),
-        notes=(*notes, *_too_few_answers(stores, compared.rows), *_late(stores)),
-        method=(*setup.notes, METHOD, PATIENT, COST_NOTE.format(rate=rate), *checks),
+        plots=tuple(plots_by_round(report.rows)),
         interrupted=measured.interrupted,
         configuration=options.to_json()
         | {
             "stores": [redacted(store.candidate.url) for store in stores],
             "releases": [store.candidate.manifest.release for store in stores],
         },
-    )
-    return concluded(
-        compared, measured.findings, answer, certainty=certainty, assumed=_assumed(options, compared, prices)
     )
 
 

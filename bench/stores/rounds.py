@@ -13,10 +13,13 @@ from urllib.parse import quote
 from hotplate.base.report import Row, format_value
 from hotplate.bench import process
 from hotplate.bench.errors import BenchMisused
-from hotplate.bench.experiment import Runs, until_stopped
 from hotplate.bench.figure_names import BY_REDIS_PY, BY_SDK, COSMOS_DB, COSMOS_EMULATOR, FILES
 from hotplate.bench.figure_names import REDIS as REDIS_NAME
-from hotplate.bench.lists import (
+from hotplate.bench.loadgen.generator import LoadWorker
+from hotplate.bench.loadgen.load import KEY, Gets, KeyDraw, Load, RequestKeys
+from hotplate.bench.loadgen.result import P99_SAMPLES, Result, lateness
+from hotplate.bench.measure.experiment import Runs, until_stopped
+from hotplate.bench.measure.lists import (
     CheckResult,
     Shape,
     first_users,
@@ -25,13 +28,10 @@ from hotplate.bench.lists import (
     publish_rows,
     read_charge,
 )
-from hotplate.bench.loadgen.generator import LoadWorker
-from hotplate.bench.loadgen.load import KEY, Gets, KeyDraw, Load, RequestKeys
-from hotplate.bench.loadgen.result import P99_SAMPLES, Result, lateness
-from hotplate.bench.objective import Objective
+from hotplate.bench.measure.objective import Objective
+from hotplate.bench.measure.progress import ProgressDisplay
+from hotplate.bench.measure.statistics import in_time
 from hotplate.bench.options import USER_PATH, VENDOR, is_emulated, store_url
-from hotplate.bench.progress import ProgressDisplay
-from hotplate.bench.statistics import in_time
 from hotplate.bench.verdict import MIN_ROUNDS, Finding, Gravity, findings_of, no_verdict, prefixed
 from hotplate.stores.connect import COSMOS, REDIS, opened
 from hotplate.stores.manifest import Manifest

@@ -10,8 +10,8 @@ import orjson
 from click.exceptions import Exit
 
 from hotplate.base.report import Report, write_file
+from hotplate.bench.measure.progress import ProgressDisplay, progress_display
 from hotplate.bench.options import HOW, HttpOptions, ReferenceOptions, StoresOptions, SweepOptions
-from hotplate.bench.progress import ProgressDisplay, progress_display
 from hotplate.cli.flags import Verbs
 from hotplate.cli.terminal import err, out, require_file_path, require_folder, show_report
 from hotplate.stores.options import Argument, Flag
@@ -47,7 +47,7 @@ def _measure_and_report(kind: str, measure: Callable[[ProgressDisplay], Report],
         try:
             report = measure(display)
         except KeyboardInterrupt:  # before the first result
-            from hotplate.bench.experiment import interrupted_report
+            from hotplate.bench.measure.experiment import interrupted_report
 
             report = interrupted_report(kind)
             is_kept = report_page.is_saved(written)
@@ -75,10 +75,10 @@ def http(options: HttpOptions, written: Written = Path("hotplate-bench")) -> Non
     Example: hotplate bench http http://127.0.0.1:8080 --rate 2k --duration 30s --repeat 5 --store
     file:///var/lib/hotplate
     """
-    from hotplate.bench.http import measure
-    from hotplate.bench.http_plan import make_plan
+    from hotplate.bench.http import make_plan, measure
+    from hotplate.bench.http_report import report
 
-    _measure_and_report("http", lambda display: measure(make_plan(options), display), written)
+    _measure_and_report("http", lambda display: report(measure(make_plan(options), display)), written)
 
 
 @app.command(also=EXIT_CODES)

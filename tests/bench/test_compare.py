@@ -12,11 +12,11 @@ from hotplate.base.report import Report, Row, to_json
 from hotplate.bench.compare import compare, read
 from hotplate.bench.errors import BenchMisused
 from hotplate.bench.figure_names import LATENESS
-from hotplate.bench.http_plan import make_plan
-from hotplate.bench.http_report import HttpRuns, report
+from hotplate.bench.http import HttpRuns, make_plan
+from hotplate.bench.http_report import report
 from hotplate.bench.loadgen.load import Gets, Load
+from hotplate.bench.measure.statistics import mean
 from hotplate.bench.options import HttpOptions
-from hotplate.bench.statistics import mean
 from tests.support.virtual import simulate
 
 BASE = [10.0, 12.0, 9.0, 11.0, 10.5, 10.0, 11.0, 10.8, 9.7, 10.2]
@@ -55,7 +55,7 @@ def test_real_difference_is_a_regression_only_if_worse() -> None:
     assert comparison.exit_code == 3
     assert change(comparison).value == pytest.approx(1.5)
     assert comparison.sentence == (
-        "A regression: p99 changed by +50.0 % (+50.0 % to +50.0 %, 95 % interval by 10 rounds)."
+        "A regression: p99 changed by +50.0 % (+50.0 % to +50.0 %, 95 % interval over 10 rounds)."
     )
     better = compare(worse, base)
     assert better.exit_code == 0

@@ -24,18 +24,17 @@ import pytest
 from rich.console import Console
 
 from hotplate.base.report import Report, from_json, print_report, rounded, to_json
-from hotplate.bench import http, http_plan
+from hotplate.bench import http
 from hotplate.bench.errors import BenchFailed, BenchMisused
-from hotplate.bench.http_plan import make_plan
-from hotplate.bench.http_report import HttpRuns
+from hotplate.bench.http import HttpRuns, make_plan
 from hotplate.bench.http_report import report as render
-from hotplate.bench.lists import CheckResult, check_answers, check_samples
 from hotplate.bench.loadgen.generator import LoadWorker
 from hotplate.bench.loadgen.load import Gets, Load
 from hotplate.bench.loadgen.result import ResponseSample, Result
-from hotplate.bench.objective import parse_objective
+from hotplate.bench.measure.lists import CheckResult, check_answers, check_samples
+from hotplate.bench.measure.objective import parse_objective
+from hotplate.bench.measure.search import Trial
 from hotplate.bench.options import HttpOptions
-from hotplate.bench.search import Trial
 from hotplate.bench.verdict import Finding, Gravity, concluded
 from hotplate.serve.access.keys import create
 from hotplate.stores.catalogue import ReleaseRef
@@ -135,7 +134,7 @@ def report_of(*rounds: Result, slo: str | None = None, checked: CheckResult | No
 def test_the_first_users_of_a_store_are_requested(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lists = {f"user:{user}": a_list("i1") for user in range(USERS)}
     published(tmp_path / "full", lists)
-    monkeypatch.setattr(http_plan, "MAX_USERS", 3)
+    monkeypatch.setattr(http, "MAX_USERS", 3)
     keys = make_plan(HttpOptions(url=URL, store=f"file://{tmp_path / 'full'}")).keys
     assert keys is not None
     assert keys.ids == ("0", "1", "10")
@@ -214,8 +213,10 @@ def test_a_report_compared_with_itself_shows_no_difference(report_page: ModuleTy
     fixed = report_of(*[measured(1_000)] * 5)
     assert fixed.sentence == (
         "p99 is 1.0 ms at 1,000 answers/s, no errors. How sure: p99 1 ms to 1 ms (95 % interval over 5 "
-        "rounds). Assumed: users requested equally often (--zipf), the lists are right (--store compares them)."
+        "rounds). Assumed: users requested equally often (--zipf draws some more often), the lists are right "
+        "(--store compares them)."
     )
+    assert "How sure: unknown, fewer than 5 rounds or seconds. " in report_of(measured(4_000)).sentence
     report_page.save(fixed, tmp_path / "report")
     compared = bench("compare", tmp_path / "report.json", tmp_path / "report.json")
     assert compared.returncode == 0, compared.stderr
@@ -351,7 +352,7 @@ def test_ctrl_c_while_answers_are_compared_keeps_the_measurement(
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    worker = quick_worker(before=lambda: monkeypatch.setattr("hotplate.bench.lists.run_on", stop))
+    worker = quick_worker(before=lambda: monkeypatch.setattr("hotplate.bench.measure.lists.run_on", stop))
     monkeypatch.setattr(http, "LoadWorker", lambda: worker)
     done = bench("http", service.url, "--store", f"file://{store}", "--out", tmp_path / "report")
     assert done.returncode == 1

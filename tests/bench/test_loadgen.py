@@ -16,15 +16,15 @@ from hotplate.base.report import Report, to_json
 from hotplate.bench import http
 from hotplate.bench.errors import BenchFailed
 from hotplate.bench.figure_names import read_report
-from hotplate.bench.http_plan import make_plan
-from hotplate.bench.http_report import HttpRuns, report
+from hotplate.bench.http import HttpRuns, make_plan
+from hotplate.bench.http_report import report
 from hotplate.bench.loadgen.load import Gets, Load, failure_by_status
 from hotplate.bench.loadgen.result import Result, lag_us, latency_us, percentile_us
-from hotplate.bench.objective import Objective, parse_objective
+from hotplate.bench.measure.objective import Objective, parse_objective
+from hotplate.bench.measure.progress import ProgressDisplay
+from hotplate.bench.measure.search import Trial, first_outside, highest, knee, search
 from hotplate.bench.options import HttpOptions
 from hotplate.bench.planner.inputs import from_report
-from hotplate.bench.progress import ProgressDisplay
-from hotplate.bench.search import Trial, first_outside, highest, knee, search
 from hotplate.bench.verdict import BOUNDS, Finding, Gravity
 from tests.support.soak import in_soak
 from tests.support.virtual import EndingWorker, VirtualLoop, delayed, simulate
@@ -289,7 +289,7 @@ def find_knee(server: KneeServer, duration: str, monkeypatch: pytest.MonkeyPatch
     options = HttpOptions(
         url=URL, path="/", find_max=True, slo="p99=20ms", rate="100", duration=duration, repeat=3, warmup="0s"
     )
-    return http.measure(make_plan(options), ProgressDisplay(Console(file=io.StringIO())))
+    return report(http.measure(make_plan(options), ProgressDisplay(Console(file=io.StringIO()))))
 
 
 @pytest.mark.parametrize(
@@ -411,7 +411,7 @@ def test_ctrl_c_during_a_trial_leaves_a_report_of_those_before(monkeypatch: pyte
 
     monkeypatch.setattr(http, "LoadWorker", lambda: EndingWorker(4, run))
     options = HttpOptions(url=URL, path="/", find_max=True, slo="p50=5ms", rate="100", duration="0.5s", warmup="0s")
-    stopped = http.measure(make_plan(options), ProgressDisplay(Console(file=io.StringIO())))
+    stopped = report(http.measure(make_plan(options), ProgressDisplay(Console(file=io.StringIO()))))
     assert stopped.interrupted
     assert stopped.sentence.startswith("The search was stopped: 200 requests/s are inside")
     assert [point["at"] for point in stopped.extra["search"]["points"]] == [100, 200]
@@ -431,7 +431,7 @@ def test_a_generator_that_dies_leaves_a_report_of_the_rounds_before(monkeypatch:
             with pytest.raises(BenchFailed, match="died"):
                 http.measure(plan, ProgressDisplay(Console(file=io.StringIO())))
             continue
-        report_of_rounds = http.measure(plan, ProgressDisplay(Console(file=io.StringIO())))
+        report_of_rounds = report(http.measure(plan, ProgressDisplay(Console(file=io.StringIO()))))
         assert len(report_of_rounds.extra["rounds"]) == rounds
         assert report_of_rounds.failures == ("the process of the load generator died",)
 

@@ -9,8 +9,8 @@ import pytest
 from rich.console import Console
 
 from hotplate.bench.errors import BenchFailed
+from hotplate.bench.measure.progress import progress_display
 from hotplate.bench.process import Server, environment, fetch, free_port, serving, store_counts
-from hotplate.bench.progress import progress_display
 from tests.support.processes import run_process
 from tests.support.service import is_alive, until
 

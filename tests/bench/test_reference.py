@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from hotplate.base.report import Report
-from hotplate.bench.lists import CheckResult
 from hotplate.bench.loadgen.load import Gets, Load
+from hotplate.bench.measure.lists import CheckResult
 from hotplate.bench.options import ReferenceOptions, StoresOptions
 from hotplate.bench.process import Server
 from hotplate.bench.stores import reference

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from hotplate.bench.errors import BenchMisused
-from hotplate.bench.http_plan import make_plan
+from hotplate.bench.http import make_plan
 from hotplate.bench.loadgen.load import Gets, InTurn, KeyDraw, Posts, RequestKeys, Uniform, dues
 from hotplate.bench.options import HttpOptions
 

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from hotplate.base.report import Report, Row, format_cell, from_json, to_json
-from hotplate.bench.planner.plan_report import OPTION_HEADINGS
+from hotplate.bench.planner.serving_options import OPTION_NAMES
 from tests.support.browser import Page, opened
 from tests.support.command import hotplate, json_of
 from tests.support.npm import installed
@@ -153,7 +153,7 @@ async def test_inputs_change_the_answer_to_that_of_the_command(browser: str, add
         expected = json_of(*command[1:])
         assert await page.evaluate("document.getElementById('answer').textContent") == expected["sentence"]
         assert await shown_table(page, "#summary") == table_of(expected)
-        other_figures = [row["figure"] for row in expected["rows"] if row["figure"] not in OPTION_HEADINGS]
+        other_figures = [row["figure"] for row in expected["rows"] if row["figure"] not in OPTION_NAMES]
         assert await page.evaluate(f"{texts('#figures th[scope=row]')}") == other_figures
 
 
@@ -184,7 +184,7 @@ async def test_plots_show_daily_cost_and_the_measured_sweep(browser: str, addres
         ]
         cost = await page.evaluate(f"{texts('#plots .wide svg text')}.join(' ')")
         reason = await page.evaluate("document.getElementById('summary').textContent")
-        from_rps = re.search(r"costs less than Cosmos DB from ([\d,]+) to [\d,]+ requests/s", reason)
+        from_rps = re.search(r"costs less than Cosmos DB only from ([\d,]+) to [\d,]+ requests/s", reason)
         assert from_rps is not None
         assert f"break-even: {from_rps[1]}/s" in cost
         caption = await page.evaluate("document.querySelector('#plots figure:last-child figcaption').textContent")

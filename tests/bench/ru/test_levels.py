@@ -10,8 +10,8 @@ from rich.console import Console
 from hotplate.base.report import Report, Row, print_report, to_json
 from hotplate.bench.cosmos_emulator.partitions import Budget
 from hotplate.bench.errors import BenchMisused
-from hotplate.bench.experiment import Ending
 from hotplate.bench.loadgen.load import Gets, Load
+from hotplate.bench.measure.experiment import Ending
 from hotplate.bench.options import SweepOptions
 from hotplate.bench.planner.pictures import pictures
 from hotplate.bench.planner.prices import load as load_prices
@@ -216,7 +216,8 @@ def test_answer_is_about_the_highest_requested_level() -> None:
     reported_run = reported(small, replace(LEVEL, ru=11_000, outcome=COMPUTED_FOR("this machine is slow")))
     assert reported_run.sentence == (
         "On an emulator, 100 RU/s carry 100 reads/s of 1 KB for 5.84 USD a month; "
-        "11,000 RU/s carry (computed) 11,000 for 642 USD. "
+        "11,000 RU/s carry by calculation 11,000 for 642 USD. "
+        "How sure: 11,000 RU/s were not measured; their reads/s are the RU/s divided by the measured charge. "
         "Assumed: Cosmos DB's latency, charges as Azure documents them, RU/s in full use."
     )
     out = io.StringIO()
@@ -237,7 +238,7 @@ def test_levels_of_autoscale_are_priced_as_autoscale() -> None:
     reported_run = reported(level, options=SweepOptions(autoscale=True))
     assert reported_run.sentence.startswith(
         "On an emulator, 100 RU/s carry 100 reads/s of 1 KB for 8.76 USD a month by autoscale; "
-        "4,000 RU/s carry (computed) 4,000 for 350 USD. "
+        "4,000 RU/s carry by calculation 4,000 for 350 USD. "
     )
     subject = "4,000 RU/s, autoscale"
     assert row(reported_run, "USD/month autoscale", subject).value == pytest.approx(350.4)
@@ -252,6 +253,8 @@ def test_the_answer_has_the_interval_of_the_reads() -> None:
         "How sure: 400 to 400 reads/s at 400 RU/s (95 % interval over the 6 seconds of a trial). "
         in reported(level).sentence
     )
+    short = measure_level(LEVEL, Account(400, 1.0).attempt(LEVEL, 3), emulated=True)
+    assert "How sure: unknown, fewer than 5 seconds. " in reported(short).sentence
 
 
 def test_a_plan_plots_a_curve_for_each_size_of_lists() -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from hotplate.bench.lists import DISTINCT, Shape
+from hotplate.bench.measure.lists import DISTINCT, Shape
 from hotplate.stores.encoding import OFFSET_BYTES, decode
 
 

@@ -12,8 +12,8 @@ from hotplate.bench.errors import BenchMisused
 from hotplate.bench.figure_names import P99
 from hotplate.bench.loadgen.load import OK, REDIRECT, STATUS
 from hotplate.bench.loadgen.result import Result, lag_us, latency_us
+from hotplate.bench.measure.statistics import ERRORS, PERCENTS, error_share
 from hotplate.bench.options import parse_seconds, parse_share
-from hotplate.bench.statistics import ERRORS, PERCENTS, error_share
 from hotplate.bench.verdict import Finding, Gravity, findings_of
 
 USUAL_ERRORS = 0.001

@@ -8,13 +8,13 @@ from typing import Generic, NamedTuple, TypeVar
 from hotplate.base.report import Column, Report, Row, format_count
 from hotplate.bench.errors import BenchFailed
 from hotplate.bench.figure_names import POPULAR_LISTS
-from hotplate.bench.lists import CheckResult, check_answers
 from hotplate.bench.loadgen.generator import LoadWorker
 from hotplate.bench.loadgen.load import Load
 from hotplate.bench.loadgen.result import ResponseSample, Result
+from hotplate.bench.measure.lists import CheckResult, check_answers
+from hotplate.bench.measure.progress import ProgressDisplay
+from hotplate.bench.measure.statistics import ERRORS, PERCENTILES, error_share, popular_share
 from hotplate.bench.process import describe
-from hotplate.bench.progress import ProgressDisplay
-from hotplate.bench.statistics import ERRORS, PERCENTILES, error_share, popular_share
 from hotplate.bench.verdict import NOTHING_MEASURED
 from hotplate.stores.errors import StoreError
 

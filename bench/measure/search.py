@@ -54,11 +54,11 @@ class Trial:
         return not self.is_inside and not self.broken
 
 
-def search(attempt: Callable[[float], Trial], start: float, precision: float = PRECISION) -> Iterator[Trial]:
+def search(attempt: Callable[[float], Trial], start: float) -> Iterator[Trial]:
     """Search for the highest rate (requests/s) inside the objective; yield all trials, at most MOST_RUNS.
 
     The rate doubles from *start* until a rate is outside, then the interval between inside and outside is halved
-    until its ends differ by less than *precision*, as a share. *attempt* makes a trial at a rate. A rate is inside if
+    until its ends differ by less than PRECISION, as a share. *attempt* makes a trial at a rate. A rate is inside if
     most of its trials are; a broken or an unclear one is repeated.
     """
     trials = list[Trial]()
@@ -66,7 +66,7 @@ def search(attempt: Callable[[float], Trial], start: float, precision: float = P
     high = math.inf  # the lowest rate outside
     rate = start
     # Without any rate inside, it ends far below the start.
-    while high / max(low, start * FLOOR) > 1 + precision and len(trials) < MOST_RUNS:
+    while high / max(low, start * FLOOR) > 1 + PRECISION and len(trials) < MOST_RUNS:
         at_rate = list[Trial]()
         while not at_rate or (_is_open(at_rate) and len(trials) < MOST_RUNS):
             trial = attempt(rate)

@@ -44,7 +44,7 @@ class Shape:
     @property
     def value_bytes(self) -> int:
         """Mean bytes of a list."""
-        return len('{"id":"1234","score":0.1234}') * self.items + 2 * (self.items - 1)
+        return len(encode([Item(id="1234", score=0.1234)] * self.items)) - OFFSET_BYTES
 
     @property
     def plan(self) -> Plan:

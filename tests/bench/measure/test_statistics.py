@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from scipy.stats import norm
 
 from hotplate.base.report import Row
-from hotplate.bench.lists import popular_complaint
 from hotplate.bench.loadgen.load import Gets, Load
 from hotplate.bench.loadgen.result import ENOUGH_SAMPLES, Result, percentile_us
-from hotplate.bench.statistics import compared, mean, percentile, share
+from hotplate.bench.measure.lists import popular_complaint
+from hotplate.bench.measure.statistics import compared, mean, percentile, share
 from tests.support.soak import in_soak
 from tests.support.virtual import simulate
 
