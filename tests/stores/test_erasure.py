@@ -216,6 +216,16 @@ async def test_parts_that_earlier_versions_added_are_read_and_joined_by_the_next
     assert await erased_of(store) == ["1", "2", "3"]
 
 
+async def test_part_of_a_record_that_is_lost_is_read_and_is_damage() -> None:
+    store = MemoryStore()
+    await publish(store, ROWS)
+    await erase_users(store, ["1"])
+    store.beside["erased-02"] = part_of(2, ["2"])
+    del store.beside[SNAPSHOT]
+    assert await erased_of(store) == ["2"]
+    assert (await read_log(store)).damage == "a record of erased users is missing"
+
+
 async def test_an_erasure_whose_catalogue_was_not_written_counts_with_the_next() -> None:
     """As on Cosmos DB, where records come first."""
     store = MemoryStore()

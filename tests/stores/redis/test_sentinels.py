@@ -154,6 +154,15 @@ async def test_closed_store_asks_no_sentinel(redis_server: RedisServer, opened: 
         assert proxy.accepted == before
 
 
+async def test_replicas_linked_to_the_primary_are_read_or_without_one_all() -> None:
+    sentinel = ScriptedSentinel(1, 1, 2, 3)
+    async with scripted(sentinel) as deployment:
+        for unlinked, read in [({2}, {1, 3}), ({2, 3}, {1, 2, 3})]:
+            sentinel.unlinked = unlinked
+            await deployment.ask()
+            assert {node.port for node in deployment.nodes} == read
+
+
 async def test_late_read_asks_one_replica_of_a_primary() -> None:
     asked = list[int]()
 
