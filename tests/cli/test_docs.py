@@ -11,10 +11,11 @@ import pytest
 
 from hotplate.cli.main import command, with_default_verb
 from tests.support.command import hotplate
+from tests.support.examples import PAGES, blocks, spans
 from tests.support.paths import ROOT
 from tests.support.variables import option_variables
 
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+SHOWN = ["CONTRIBUTING.md", *PAGES]
 VERBS = command()
 # Options of other tools that the docs name.
 FOREIGN = {"--capabilities", "--enable-threads", "--scope"}
@@ -27,21 +28,10 @@ BEFORE = re.compile(r"^(?:\w+=\S+ |taskset -c \d+ )*")
 BEHIND = re.compile(r" >\S+| &$")
 
 
-def blocks(page: Path) -> Iterator[str]:
-    """Yield the indented and the fenced lines of a page, with the lines that continue them."""
-    fenced = False
-    for line in page.read_text().replace("\\\n", " ").splitlines():
-        if line.startswith("```"):
-            fenced = not fenced
-        elif fenced or line.startswith("    "):
-            yield line.strip()
-
-
-def spans(page: Path) -> Iterator[str]:
-    """Yield the text between backticks in the prose of a page."""
-    without_fences = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
-    prose = re.sub(r"^    .*$", "", without_fences, flags=re.MULTILINE)
-    yield from (" ".join(span.split()) for span in re.findall(r"`([^`]+)`", prose))
+def lines(page: str) -> Iterator[str]:
+    """Yield the lines of a page's code blocks, with the lines that continue them."""
+    for block in blocks(page):
+        yield from map(str.strip, block.text.replace("\\\n", " ").splitlines())
 
 
 def commands(lines: Iterator[str]) -> list[list[str]]:
@@ -82,9 +72,9 @@ def options(command: click.Command) -> set[str]:
     return named.union(*(options(subcommand) for subcommand in below))
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_command_of_the_docs_parses(page: Path) -> None:
-    for words in commands(blocks(page)):
+@pytest.mark.parametrize("page", SHOWN)
+def test_every_command_of_the_docs_parses(page: str) -> None:
+    for words in commands(lines(page)):
         check(words, complete=True)
     for words in commands(spans(page)):
         check(words, complete=False)
@@ -113,8 +103,8 @@ def test_commands_in_messages_and_comments_of_the_product_parse() -> None:
     assert wrong == []
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_option_that_the_docs_name_exists(page: Path) -> None:
+@pytest.mark.parametrize("page", SHOWN)
+def test_every_option_that_the_docs_name_exists(page: str) -> None:
     known = options(VERBS) | FOREIGN | {"--help", "--only", "--short", "--stall"}
     named = {re.split(r"[ =/]", word)[0] for span in spans(page) if span.startswith("--") for word in span.split(" --")}
     assert {name if name.startswith("--") else f"--{name}" for name in named} <= known
@@ -143,18 +133,19 @@ def test_help_names_values_by_nouns_and_its_examples_parse(words: list[str]) -> 
     assert all(re.fullmatch(r"([\d.]+(ms|s|m|h|d))?", default) for default in defaults)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_variable_that_the_docs_name_exists(page: Path) -> None:
-    named = {name.removesuffix("_FILE") for name in re.findall(r"HOTPLATE_[A-Z_]*[A-Z]", page.read_text())}
+@pytest.mark.parametrize("page", SHOWN)
+def test_every_variable_that_the_docs_name_exists(page: str) -> None:
+    named = {name.removesuffix("_FILE") for name in re.findall(r"HOTPLATE_[A-Z_]*[A-Z]", (ROOT / page).read_text())}
     known = {name.removesuffix("_FILE") for name in option_variables()}
     assert named <= known | SECRETS | OF_TESTS
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_link_within_the_repository_leads_somewhere(page: Path) -> None:
-    for link in re.findall(r"\]\((?!https?:)([^)\s]+)\)", page.read_text()):
+@pytest.mark.parametrize("page", SHOWN)
+def test_every_link_within_the_repository_leads_somewhere(page: str) -> None:
+    here = ROOT / page
+    for link in re.findall(r"\]\((?!https?:)([^)\s]+)\)", here.read_text()):
         path, _, heading = link.partition("#")
-        target = page.parent / path if path else page
+        target = here.parent / path if path else here
         assert target.exists(), link
         assert not heading or heading in headings(target), link
 

@@ -76,12 +76,6 @@ def lists(folder: Path) -> Iterator[SyncLists]:
 
 
 @pytest.fixture(scope="module")
-def service(folder: Path) -> Iterator[Service]:
-    with running(folder) as running_service:
-        yield running_service
-
-
-@pytest.fixture(scope="module")
 def client(service: Service) -> Iterator[hotplate.Client]:
     with hotplate.Client(service.url, timeout_s=UNTIL_S) as opened:
         yield opened

@@ -78,24 +78,6 @@ async def test_each_list_has_its_own_users_items_and_popular_lists(
 
 
 @virtual
-@pytest.mark.parametrize("is_remote", [False, True])
-async def test_unknown_list_names_are_errors_with_the_known_names(
-    memory: MemoryStore, remote: RemoteStore, *, is_remote: bool
-) -> None:
-    await release(memory)
-    reader = await over(remote if is_remote else memory)
-    for lookup in (
-        reader.read(USER, "1", name="nothing"),
-        reader.read(ITEM, "a", name="Basket"),
-        reader.personal_many(["1"], name="x"),
-    ):
-        with pytest.raises(UnknownList, match="it has home, basket"):
-            await lookup
-    with pytest.raises(UnknownList):
-        reader.popular(name="nothing")
-
-
-@virtual
 async def test_an_erased_or_denied_user_is_unknown_in_each_list(memory: MemoryStore) -> None:
     await release(memory)
     await erase_users(memory, ["1"])
@@ -237,9 +219,10 @@ def test_list_is_requested_by_name(service: Service) -> None:
 
 @pytest.mark.parametrize("path", ["/v1/recommendations/1", "/v1/similar/a", "/v1/popular"])
 def test_an_unknown_name_is_404_and_no_other_list(service: Service, path: str) -> None:
-    answer = service.get(f"{path}?list=nothing")
-    assert answer.problem == (404, "unknown-list")
-    assert "home, basket" in answer.json["detail"]
+    body = {"users": ["1"], "list": "nothing"}
+    for answer in (service.get(f"{path}?list=nothing"), service.post("/v1/recommendations", body)):
+        assert answer.problem == (404, "unknown-list")
+        assert answer.json["detail"].endswith(" has no list 'nothing'; it has home, basket")
 
 
 def test_metrics_console_and_events_have_the_list_name(service: Service) -> None:

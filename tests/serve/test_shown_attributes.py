@@ -54,12 +54,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def service(folder: Path) -> Iterator[Service]:
-    with running(folder) as running_service:
-        yield running_service
-
-
 def expected(items: Sequence[Item], fields: Sequence[str]) -> list[dict[str, Any]]:
     """Return what these items have of *fields*, computed from CARDS."""
     answer = list[dict[str, Any]]()

@@ -105,10 +105,9 @@ class Held:
     async def kill(self) -> None:
         """End the process: none of its further calls reaches the store."""
         self._is_killed = True
-        self._may_go_on.set()
         assert self._task is not None
-        with suppress(StoreError):
-            await self._task
+        self._task.cancel()
+        await asyncio.wait([self._task])
         await self.store.close()
 
 

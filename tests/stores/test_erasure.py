@@ -172,6 +172,7 @@ async def test_lost_record_blocks_nothing_and_lists_users_to_erase_again(
     assert (await erase_users(store, ["1", "4"])).lost == 1
     assert (await erase_users(store, ["2"])).lost == 0
     assert await erased_of(store) == ["1", "2", "4"]
+    assert (await read_log(store)).damage is None
 
 
 @on_every_store
@@ -215,16 +216,14 @@ async def test_parts_that_earlier_versions_added_are_read_and_joined_by_the_next
     assert await erased_of(store) == ["1", "2", "3"]
 
 
-async def test_an_erasure_after_a_damaged_record_makes_it_whole() -> None:
+async def test_part_of_a_record_that_is_lost_is_read_and_is_damage() -> None:
     store = MemoryStore()
     await publish(store, ROWS)
-    for user in ("1", "2"):
-        await erase_users(store, [user])
-    await without_records(store, [SNAPSHOT])
-    assert await erased_of(store) == []
-    await erase_users(store, ["3"])
-    assert await erased_of(store) == ["3"]
-    assert (await read_log(store)).damage is None
+    await erase_users(store, ["1"])
+    store.beside["erased-02"] = part_of(2, ["2"])
+    del store.beside[SNAPSHOT]
+    assert await erased_of(store) == ["2"]
+    assert (await read_log(store)).damage == "a record of erased users is missing"
 
 
 async def test_an_erasure_whose_catalogue_was_not_written_counts_with_the_next() -> None:

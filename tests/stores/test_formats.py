@@ -32,7 +32,6 @@ from hotplate.stores.factors import read_description
 from hotplate.stores.file.backup import backup, restore
 from hotplate.stores.file.store import LmdbStore
 from hotplate.stores.lifecycle import abort, activate
-from hotplate.stores.manifest import read_manifest
 from hotplate.stores.rebuild import survey
 from hotplate.stores.store import Plan, Row, Store, read_one
 from hotplate.stores.users import erase_users
@@ -205,11 +204,6 @@ async def test_a_record_of_erased_users_of_a_newer_format_asks_for_an_upgrade() 
         await read_log(store)
 
 
-def read_newer_manifest() -> None:
-    body = Checksum(A).seal(MANIFEST, NO_OFFSET + b'{"format":9}')
-    read_manifest(A, body)
-
-
 def read_newer_factors() -> None:
     read_description(b'{"format":9,"engine":"other"}')
 
@@ -218,7 +212,7 @@ def read_newer_attributes() -> None:
     ItemAttributes(msgspec.msgpack.encode({"format": 9, "rows": []}))
 
 
-@pytest.mark.parametrize("read", [read_newer_manifest, read_newer_factors, read_newer_attributes])
+@pytest.mark.parametrize("read", [read_newer_factors, read_newer_attributes])
 def test_other_records_of_a_newer_format_ask_for_an_upgrade(read: Callable[[], None]) -> None:
     with pytest.raises(WrittenByNewer, match="upgrade hotplate"):
         read()

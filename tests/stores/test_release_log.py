@@ -12,6 +12,7 @@ from hotplate.stores.connect import connect
 from hotplate.stores.errors import CatalogueUnreadable, ReleaseNotFound
 from hotplate.stores.release_log import MAX_CHANGES, MAX_REASON, log_of, signed
 from hotplate.stores.store import RecordChange, Store
+from tests.support.memory_store import MemoryStore
 from tests.support.stores import publish
 
 OpenStore = Callable[[], Store]
@@ -68,8 +69,9 @@ async def test_changes_that_an_earlier_version_has_undone_stay_logged(store: Sto
     ]
 
 
-async def test_log_keeps_the_last_100_changes_over_prunes(store: Store) -> None:
+async def test_log_keeps_the_last_100_changes_over_prunes() -> None:
     """Those of pruned releases, too."""
+    store = MemoryStore()
     first = await publish(store)
     second = await publish(store)
     for number in range(MAX_CHANGES // 2):

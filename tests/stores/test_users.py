@@ -11,10 +11,9 @@ import pytest
 from hotplate.stores import lifecycle as life
 from hotplate.stores import users
 from hotplate.stores.catalogue import Catalogue, DraftRef, ReleaseId, State
-from hotplate.stores.catalogue_record import dump, parse
 from hotplate.stores.erasure import MAX_ERASED, ErasedUsers
 from hotplate.stores.erasure_log import ErasureLog, erased_from, read_log
-from hotplate.stores.errors import CatalogueUnreadable, ReleaseConflict, ReleaseCorrupt, ReleaseNotFound, StoreMisused
+from hotplate.stores.errors import ReleaseConflict, ReleaseCorrupt, ReleaseNotFound, StoreMisused
 from hotplate.stores.file.backup import backup, restore
 from hotplate.stores.file.store import LmdbStore
 from hotplate.stores.rebuild import rebuild, survey
@@ -153,19 +152,6 @@ async def test_erasing_twice_changes_nothing_and_too_many_are_refused() -> None:
     assert (await store.catalogue()).version == before.version
     with pytest.raises(StoreMisused, match=f"{MAX_ERASED:,}"):
         ErasedUsers().with_users(str(number) for number in range(MAX_ERASED + 1)).check_bounds()
-
-
-async def test_older_hotplate_refuses_erased_users_and_lost_record_is_reported() -> None:
-    store = MemoryStore()
-    await published(store)
-    assert b'"format": 2' in dump(await store.catalogue())
-    await erase_users(store, ["7"])
-    catalogue = await store.catalogue()
-    assert b'"format": 4' in dump(catalogue)
-    assert parse(dump(catalogue), now=catalogue.now, where="here") == catalogue
-    with pytest.raises(CatalogueUnreadable):
-        parse(dump(catalogue).replace(b'"count": 1', b'"count": 2'), now=0, where="here")
-    assert (await erased_from(MemoryStore(catalogue=catalogue))).lost == 1
 
 
 async def test_find_names_releases_and_drafts(folder: LmdbStore) -> None:

@@ -1,6 +1,7 @@
 """The code blocks of README and docs/, as they stand there."""
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from textwrap import dedent
@@ -42,6 +43,14 @@ def blocks(page: str) -> list[Block]:
         is_fence = token.type == "fence"
         shown.append(Block(page, token.map[0] + 1 + is_fence, token.info, dedent(token.content)))
     return shown
+
+
+def spans(page: str) -> Iterator[str]:
+    """Yield the text between backticks in the prose of a page."""
+    for token in MarkdownIt("commonmark").parse((ROOT / page).read_text()):
+        for child in token.children or ():
+            if child.type == "code_inline":
+                yield " ".join(child.content.split())
 
 
 def examples(page: str, heading: str = "", language: str = "python") -> list[str]:

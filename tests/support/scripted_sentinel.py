@@ -18,12 +18,16 @@ def described(port: int, role: str, **other: str) -> bytes:
 
 
 class ScriptedSentinel:
-    """A sentinel that says what the test wants: an epoch, and the ports of the primary and of its replicas."""
+    """A sentinel that says what the test wants: an epoch, and the ports of the primary and of its replicas.
+
+    Those in *unlinked* are up, but without a connection to the primary.
+    """
 
     def __init__(self, epoch: int, primary: int, *replicas: int) -> None:
         self.epoch = epoch
         self.primary = primary
         self.replicas = replicas
+        self.unlinked = set[int]()
         self.up = True
         self.port = 0
 
@@ -41,8 +45,7 @@ class ScriptedSentinel:
             case [b"SENTINEL", b"MASTERS"]:
                 return b"*1\r\n" + self._described_primary()
             case [b"SENTINEL", b"REPLICAS" | b"SLAVES", _]:
-                link = {"master-link-status": "ok"}
-                replicas = b"".join(described(port, "slave", **link) for port in self.replicas)
+                replicas = b"".join(map(self._described_replica, self.replicas))
                 return b"*%d\r\n" % len(self.replicas) + replicas
             case [b"SENTINEL", b"CKQUORUM", _]:
                 return b"-NOQUORUM 1 usable Sentinels\r\n"
@@ -51,6 +54,10 @@ class ScriptedSentinel:
 
     def _described_primary(self) -> bytes:
         return described(self.primary, "master", **{"config-epoch": str(self.epoch)})
+
+    def _described_replica(self, port: int) -> bytes:
+        link = "err" if port in self.unlinked else "ok"
+        return described(port, "slave", **{"master-link-status": link})
 
 
 @asynccontextmanager

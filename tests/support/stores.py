@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from hotplate.stores.doctor import examine
 from hotplate.stores.encoding import META, OFFSET_BYTES, Checksum, body_of
 from hotplate.stores.manifest import Tally
 from hotplate.stores.store import Finding, Plan, Row, Store
+from hotplate.stores.users import erase_users
 from hotplate.stores.verification import load_manifest
 from hotplate.testing import (
     FIRST,
@@ -44,12 +46,14 @@ __all__ = (
     "look",
     "on_every_store",
     "publish",
+    "publish_three",
     "published_rows",
     "published_values",
     "ref_of",
     "release_ref",
     "scan_rows",
     "swap_catalogue",
+    "with_each_verb",
     "write_release",
 )  # fmt: skip
 
@@ -151,3 +155,25 @@ async def lapse(store: Store) -> None:
         return replace(catalogue, releases=tuple(entries))
 
     await life.update_catalogue(store, lapsed)
+
+
+async def publish_three(store: Store, rows: Sequence[Row]) -> None:
+    """Publish a superseded, a live and a ready release."""
+    for live in (True, True, False):
+        await publish(store, rows, live=live)
+
+
+async def _activate_last(store: Store) -> None:
+    await life.activate(store, (await store.catalogue()).releases[-1].id)
+
+
+def with_each_verb(rows: Sequence[Row]) -> pytest.MarkDecorator:
+    """Run a test with each change that is made to a store after `publish_three`, as the argument `verb`."""
+    verbs = {
+        "publish": partial(publish, rows=rows),
+        "activate": _activate_last,
+        "rollback": life.rollback,
+        "prune": partial(life.prune, keep=0, grace_s=0),
+        "erase users": partial(erase_users, users=["3", "5"]),
+    }
+    return pytest.mark.parametrize("verb", verbs.values(), ids=verbs)

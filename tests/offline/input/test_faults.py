@@ -81,9 +81,11 @@ FILES: list[tuple[str, str | bytes, str]] = [
     ("a.csv", parquet(pl.read_csv(GOOD.encode())), "a.csv is Parquet; let its name end in .parquet"),
     ("a.json", '[{"user": 1, "item": 2}]', "a.json is a JSON array; write one object a line: jq -c '.[]' a.json"),
     ("a.json", '[\n {"user": 1, "item": 2}\n]\n', "a.json is a JSON array; write one object a line"),
-    ("b.csv.gz", gzip.compress("user,item\na,b\n".encode("utf-16")), "b.csv.gz is UTF-16"),
-    ("b.csv.gz", gzip.compress("user,item\na,b\n".encode("utf-16")), "; decompress it first."),
-    ("b.csv.gz", gzip.compress("user,item\na,b\n".encode("utf-16")), "-t UTF-8 b.csv > utf8-b.csv; decompress"),
+    (
+        "b.csv.gz",
+        gzip.compress("user,item\na,b\n".encode("utf-16")),
+        "b.csv.gz is UTF-16, not UTF-8; convert it: iconv -f UTF-16 -t UTF-8 b.csv > utf8-b.csv; decompress it first.",
+    ),
     (
         "b.csv.gz",
         gzip.compress(b"user,item\nu,caf\xe9\n"),

@@ -1,7 +1,7 @@
 """`/score` as the callers of Azure ML's contract rely on it: a real service, a caller as Stream Analytics is one."""
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -128,12 +128,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("scoring") / "store"
     published(folder, lists())
     return folder
-
-
-@pytest.fixture(scope="module")
-def service(folder: Path) -> Iterator[Service]:
-    with running(folder) as running_service:
-        yield running_service
 
 
 def scored(service: Service, data: object, **parameters: object) -> list[Any]:

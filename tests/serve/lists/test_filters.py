@@ -7,7 +7,6 @@ import json
 import operator
 import os
 import signal
-from collections.abc import Iterator
 from contextlib import suppress
 from decimal import Decimal
 from functools import partial
@@ -82,12 +81,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("filters") / "store"
     publish(folder)
     return folder
-
-
-@pytest.fixture(scope="module")
-def service(folder: Path) -> Iterator[Service]:
-    with running(folder) as running_service:
-        yield running_service
 
 
 def ids(answer: Answer) -> list[str]:

@@ -280,26 +280,24 @@ def test_release_activated_during_scale_down_is_scaled_up(head_starts_ms: range)
         with_simulation(partial(work, head_start_s=head_start_ms * 0.001))
 
 
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        ("scales_for_ever", "its partitions are being split"),
+        ("ignores_scaling", ".* or something else scales it"),
+    ],
+)
 @simulated
-async def test_scaling_that_takes_hours_ends_with_an_error(account: SimulatedAccount) -> None:
+async def test_scaling_that_does_not_end_is_an_error_after_ten_minutes(
+    account: SimulatedAccount, fault: str, reason: str
+) -> None:
     store = account.store(ru=1000, max_ru=4000)
     release = await publish(store, live=False)
-    account.scales_for_ever = True
+    setattr(account, fault, True)
     began = account.now()
-    with pytest.raises(StoreUnavailable, match=r"is not scaled to 1,000: its partitions are being split"):
+    with pytest.raises(StoreUnavailable, match=rf"is not scaled to 1,000: {reason}"):
         await life.activate(store, release)
     assert 600 <= account.now() - began < 660
-    assert (await store.catalogue()).live is None
-
-
-@simulated
-async def test_scaling_that_is_undone_each_time_ends_with_an_error(account: SimulatedAccount) -> None:
-    store = account.store(ru=1000, max_ru=4000)
-    release = await publish(store, live=False)
-    account.ignores_scaling = True
-    async with asyncio.timeout(660):
-        with pytest.raises(StoreUnavailable, match=r"is not scaled to 1,000: .* or something else scales it"):
-            await life.activate(store, release)
     assert (await store.catalogue()).live is None
 
 

@@ -9,7 +9,7 @@ from hotplate.stores import lifecycle as life
 from hotplate.stores import transitions as changes
 from hotplate.stores.catalogue import DraftRef, ReleaseId
 from hotplate.stores.cosmos.store import CosmosStore
-from hotplate.stores.errors import ReleaseConflict, StoreUnavailable
+from hotplate.stores.errors import ReleaseConflict
 from hotplate.stores.store import Plan, Row
 from tests.support.cosmos_simulation import HeldItems, SimulatedAccount, simulated
 from tests.support.stores import begin_draft, draft_of, lapse, release_ref
@@ -119,13 +119,3 @@ async def test_writer_paused_before_claiming_its_draft_displaces_no_other(accoun
     await new.put(second, ROWS)
     await new.seal(second)
     assert await scanned(account) == ROWS
-
-
-@simulated
-async def test_state_that_others_keep_changing_ends_with_an_error(account: SimulatedAccount) -> None:
-    store = account.store(ru=4000)
-    await store.create(FIRST, PLAN)
-    account.loses_races = True
-    async with asyncio.timeout(600):
-        with pytest.raises(StoreUnavailable, match="keep changing the state"):
-            await store.seal(FIRST)

@@ -3,13 +3,14 @@
 import secrets
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from hotplate.stores.redis.store import RedisStore, open_url
 from tests.support import patience
-from tests.support.redis_server import OpenRedis, RedisServer
+from tests.support.redis_server import OpenRedis, RedisServer, running
 
 
 @pytest.fixture
@@ -49,6 +50,13 @@ async def opened() -> AsyncIterator[OpenRedis]:
             return store
 
         yield open_one
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[RedisServer]:
+    """A server of the test's own."""
+    with running(tmp_path) as started:
+        yield started
 
 
 @pytest.fixture

@@ -134,7 +134,7 @@ async def test_connection_opened_during_a_rotation_is_replaced(
     asked = provider.asked
     provider.may_return.clear()
     scanning = asyncio.create_task(scan_rows(store, FIRST))  # over a connection that is not open yet
-    await eventually(lambda: provider.asked > asked)
+    await until_true(lambda: provider.asked > asked)
     provider.replace_user()
     for _ in range(10):  # in which the store begins to replace its connections
         await asyncio.sleep(0)
@@ -151,7 +151,7 @@ async def test_call_cancelled_before_its_connection_logged_in_fails_no_later_cal
         store = opened(server.url(), provider=provider.create)
         provider.may_return.clear()
         reading = asyncio.create_task(store.catalogue())
-        await eventually(lambda: provider.asked > 0)
+        await until_true(lambda: provider.asked > 0)
         reading.cancel()
         await asyncio.wait([reading])
         provider.may_return.set()
@@ -172,7 +172,7 @@ async def test_read_cancelled_before_its_connections_logged_in_leaves_none_of_th
     asked = provider.asked
     provider.may_return.clear()
     reading = asyncio.create_task(store.get_many(release_ref(FIRST), [row.key for row in ROWS]))
-    await eventually(lambda: provider.asked > asked)
+    await until_true(lambda: provider.asked > asked)
     reading.cancel()
     await asyncio.wait([reading])
     provider.may_return.set()
@@ -247,7 +247,7 @@ async def test_renewals_follow_one_another(redis_server: RedisServer) -> None:
             await asyncio.sleep(0)
     assert begun == 1
     may_end.set()
-    await eventually(lambda: begun == 2)
+    await until_true(lambda: begun == 2)
     await credentials.close()
 
 
@@ -364,13 +364,9 @@ def renewed_by_redis_entraid(identity: FakeIdentity) -> CreateProvider:
     return lambda: provider.EntraIdCredentialsProvider(identity, config)
 
 
-async def eventually(condition: Callable[[], bool]) -> None:
-    await until_true(condition)
-
-
 async def renewals_ended(caplog: pytest.LogCaptureFixture) -> None:
     """Wait until redis-entraid, at its next renewal, has noticed that the store was closed, and has logged that."""
-    await eventually(lambda: "Renewal cancelled" in caplog.text)
+    await until_true(lambda: "Renewal cancelled" in caplog.text)
 
 
 async def read_eventually(store: RedisStore) -> None:
@@ -406,18 +402,18 @@ async def test_reads_outlive_a_failed_renewal_and_recover_from_a_revoked_token(
         await read_eventually(store)
         assert observer.failures == []
         identity.is_down = True
-        await eventually(lambda: "could not be renewed" in caplog.text)
-        await eventually(lambda: "no credentials: the identity endpoint is down" in caplog.text)
+        await until_true(lambda: "could not be renewed" in caplog.text)
+        await until_true(lambda: "no credentials: the identity endpoint is down" in caplog.text)
         for _ in range(20):  # over the connection that was open before
             await expect_rows(store, ROWS[1])
-        await eventually(lambda: len(observer.failures) > 2)  # before the server refuses
+        await until_true(lambda: len(observer.failures) > 2)  # before the server refuses
         assert set(observer.failures) == {TOKEN}
         identity.revoke_all()
         await refused_eventually(store, "the identity endpoint is down")
         identity.is_down = False
         await read_eventually(store)
         requests = identity.requests
-        await eventually(lambda: identity.requests > requests + 2)  # it renews again
+        await until_true(lambda: identity.requests > requests + 2)  # it renews again
         await read_eventually(store)
     finally:
         await store.close()
@@ -441,10 +437,10 @@ async def test_reads_continue_while_a_renewed_token_is_refused(
         while identity.requests < requests + 3:
             await expect_rows(store, ROWS[1])
             await asyncio.sleep(0.01)
-        await eventually(lambda: TOKEN in observer.failures)
+        await until_true(lambda: TOKEN in observer.failures)
         identity.is_known = True
         requests = identity.requests
-        await eventually(lambda: identity.requests > requests + 1)
+        await until_true(lambda: identity.requests > requests + 1)
         identity.revoke_all()  # a reconnection asks for another token
         await read_eventually(store)
     finally:

@@ -5,7 +5,7 @@ import secrets
 import shutil
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TypeVar
@@ -61,12 +61,6 @@ BUDGET_S = 0.05
 Factory = Callable[[], asyncio.AbstractEventLoop]
 
 T = TypeVar("T")
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[RedisServer]:
-    with running(tmp_path) as running_server:
-        yield running_server
 
 
 @pytest.fixture
@@ -180,18 +174,6 @@ async def test_full_server_keeps_its_releases_and_allows_rollback_and_prune(
     assert catalogue.releases == (catalogue.find(new),)
     assert await redis.incarnations() == [catalogue.releases[0].incarnation]
     await verify(redis, catalogue.releases[0].ref)
-
-
-async def test_wrong_password_error_does_not_show_it(tmp_path: Path, opened: OpenRedis) -> None:
-    with running(tmp_path, password="right") as server:
-        for user in ("", ":hunter2@", "nobody:hunter2@"):
-            store = opened(server.url(user=user))
-            for call in (store.catalogue(), store.get_many(release_ref(FIRST), ["user:1"])):
-                with pytest.raises(StoreUnavailable, match="does not accept this user and password") as caught:
-                    await call
-                assert "hunter2" not in str(caught.value)
-        entitled = opened(server.url("rediss", user=":right@"))
-        assert (await entitled.catalogue()).generation == 0
 
 
 async def test_connection_whose_setup_failed_is_closed_at_once(server: RedisServer, opened: OpenRedis) -> None:
@@ -370,16 +352,6 @@ async def test_read_that_connects_while_the_store_is_closed_leaves_no_connection
             await store.close()
         await asyncio.wait([reading])
         assert isinstance(reading.exception(), StoreError)
-
-
-async def test_proxy_closes_a_connection_that_it_has_just_accepted() -> None:
-    for turns in range(6):
-        before = open_sockets()
-        async with through(1) as proxy:
-            socket.create_connection(("127.0.0.1", proxy.port)).close()
-            for _ in range(turns):
-                await asyncio.sleep(0)
-        assert open_sockets() <= before
 
 
 @pytest.mark.usefixtures("brief_waits")

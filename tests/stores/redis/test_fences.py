@@ -1,8 +1,7 @@
 """A server that returns with older data at any command: nothing that is live in them is erased."""
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import suppress
-from pathlib import Path
 
 import pytest
 
@@ -17,17 +16,11 @@ from hotplate.stores.users import erase_users
 from hotplate.stores.verification import verify
 from tests.support.older_servers import Snapshots
 from tests.support.redis_proxy import Cut, RedisProxy, counting
-from tests.support.redis_server import RedisServer, running
+from tests.support.redis_server import RedisServer
 from tests.support.soak import in_soak
 from tests.support.stores import lists_of, publish, ref_of
 
 ROWS = [Row("popular:", b"{}"), *lists_of(600)]
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[RedisServer]:
-    with running(tmp_path) as started:
-        yield started
 
 
 @pytest.fixture

@@ -5,10 +5,9 @@ that waits for a reply is cut.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,18 +15,16 @@ import pytest
 from hotplate.stores.catalogue import Catalogue
 from hotplate.stores.erasure_log import erased_from
 from hotplate.stores.errors import CatalogueUnreadable, StoreError, StoreUnavailable
-from hotplate.stores.lifecycle import activate, prune, rollback
 from hotplate.stores.rebuild import rebuild, survey
 from hotplate.stores.redis.errors import RowsLost
 from hotplate.stores.redis.keys import Keys
 from hotplate.stores.redis.store import RedisStore
 from hotplate.stores.store import Plan, Row
-from hotplate.stores.users import erase_users
 from hotplate.stores.verification import verify
 from tests.support.older_servers import Snapshots
-from tests.support.redis_server import OpenRedis, RedisServer, running
+from tests.support.redis_server import OpenRedis, RedisServer
 from tests.support.soak import in_soak
-from tests.support.stores import FIRST, SECOND, draft_of, publish
+from tests.support.stores import FIRST, SECOND, draft_of, publish, publish_three, with_each_verb
 
 ROWS = [Row("popular:", b"{}"), *(Row(f"user:{number}", b"list of %d" % number) for number in range(9))]
 CATALOGUE = Keys("test").catalogue
@@ -89,24 +86,8 @@ class Interruptions:
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[RedisServer]:
-    with running(tmp_path) as started:
-        yield started
-
-
-@pytest.fixture
 def store(server: RedisServer, opened: OpenRedis) -> RedisStore:
     return opened(server.url())
-
-
-async def publish_three(store: RedisStore) -> None:
-    """Publish a superseded, a live and a ready release."""
-    for live in (True, True, False):
-        await publish(store, ROWS, live=live)
-
-
-async def activate_last(store: RedisStore) -> None:
-    await activate(store, (await store.catalogue()).releases[-1].id)
 
 
 async def rebuild_with_last(store: RedisStore) -> None:
@@ -132,22 +113,13 @@ async def check_whole(store: RedisStore, context: str) -> None:
 
 
 @pytest.mark.parametrize("every", [False, in_soak(True)])
-@pytest.mark.parametrize(
-    "verb",
-    [
-        pytest.param(partial(publish, rows=ROWS), id="publish"),
-        pytest.param(activate_last, id="activate"),
-        pytest.param(rollback, id="rollback"),
-        pytest.param(partial(prune, keep=0, grace_s=0), id="prune"),
-        pytest.param(partial(erase_users, users=["3", "5"]), id="erase users"),
-    ],
-)
+@with_each_verb(ROWS)
 async def test_named_releases_are_whole_after_a_restart_between_calls(
     store: RedisStore, server: RedisServer, verb: Verb, *, every: bool
 ) -> None:
     """The data are those at the begin and after the first change of the catalogue, or at *every* call."""
     interruptions = Interruptions(store, Snapshots(server))
-    await publish_three(store)
+    await publish_three(store, ROWS)
     published = server.copied("test")
     calls = await interruptions.recorded(verb(store))
     saves = range(len(calls)) if every else (0, calls.index("swap") + 1)

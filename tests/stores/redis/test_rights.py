@@ -1,21 +1,19 @@
 """Users that lack a right on a command in the middle of a change: nothing is half-done."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
-from functools import partial
 
 import pytest
 from redis.exceptions import ResponseError
 
 from hotplate.stores.errors import AccessDenied, StoreError
-from hotplate.stores.lifecycle import activate, prune, rollback
+from hotplate.stores.lifecycle import prune
 from hotplate.stores.redis.errors import translated
 from hotplate.stores.redis.store import RedisStore, open_url
 from hotplate.stores.rehearsal import stand_in_for
 from hotplate.stores.store import Row
-from hotplate.stores.users import erase_users
 from hotplate.stores.verification import verify
 from tests.support.redis_server import RedisServer
-from tests.support.stores import publish
+from tests.support.stores import publish, publish_three, with_each_verb
 
 ROWS = [Row("popular:", b"{}"), *(Row(f"user:{number}", b"list of %d" % number) for number in range(9))]
 
@@ -47,25 +45,11 @@ async def limited(redis_server: RedisServer, prefix: str) -> AsyncIterator[Redis
     redis_server.execute_command("ACL", "DELUSER", prefix)
 
 
-async def activate_last(store: RedisStore) -> None:
-    await activate(store, (await store.catalogue()).releases[-1].id)
-
-
-@pytest.mark.parametrize(
-    "verb",
-    [
-        pytest.param(partial(publish, rows=ROWS), id="publish"),
-        pytest.param(activate_last, id="activate"),
-        pytest.param(rollback, id="rollback"),
-        pytest.param(partial(prune, keep=0, grace_s=0), id="prune"),
-        pytest.param(partial(erase_users, users=["3", "5"]), id="erase users"),
-    ],
-)
+@with_each_verb(ROWS)
 async def test_releases_are_whole_after_a_refused_command(
     redis: RedisStore, limited: RedisStore, redis_server: RedisServer, prefix: str, verb: Verb
 ) -> None:
-    for live in (True, True, False):  # a superseded, a live and a ready release
-        await publish(redis, ROWS, live=live)
+    await publish_three(redis, ROWS)
     before = await redis.catalogue()
     published = redis_server.copied(prefix)
 

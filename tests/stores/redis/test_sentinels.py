@@ -154,6 +154,15 @@ async def test_closed_store_asks_no_sentinel(redis_server: RedisServer, opened: 
         assert proxy.accepted == before
 
 
+async def test_replicas_linked_to_the_primary_are_read_or_without_one_all() -> None:
+    sentinel = ScriptedSentinel(1, 1, 2, 3)
+    async with scripted(sentinel) as deployment:
+        for unlinked, read in [({2}, {1, 3}), ({2, 3}, {1, 2, 3})]:
+            sentinel.unlinked = unlinked
+            await deployment.ask()
+            assert {node.port for node in deployment.nodes} == read
+
+
 async def test_late_read_asks_one_replica_of_a_primary() -> None:
     asked = list[int]()
 
@@ -321,32 +330,23 @@ async def test_erasure_on_a_replaced_primary_is_repeated_at_its_successor(
         assert [value is None for value in found] == [True, False, True]
 
 
-async def test_no_erasure_while_most_sentinels_are_unreachable(
+async def test_no_commit_and_no_erasure_while_most_sentinels_are_unreachable(
     deployment: SentinelDeployment, opened: OpenRedis
 ) -> None:
     sentinels = [ScriptedSentinel(1, deployment.primary.port) for _ in range(3)]
     async with asyncio.timeout(SOON_S), speaking(*sentinels) as url:
         store = opened(f"{url}/0?prefix={secrets.token_hex(4)}")
-        await publish(store, [Row("popular:", b"{}"), ONE, TWO])
-        release = (await store.catalogue()).releases[0].ref
-        sentinels[0].up = sentinels[1].up = False
-        with pytest.raises(StoreUnavailable, match="it may be another"):
-            await erase_users(store, ["1"])
-        with pytest.raises(StoreUnavailable, match="it may be another"):
-            await store.erase_rows(release, [ONE.key], allow_erasure)
-        assert await store.get_many(release, [ONE.key]) != [None]
-
-
-async def test_no_commit_while_most_sentinels_are_unreachable(
-    deployment: SentinelDeployment, opened: OpenRedis
-) -> None:
-    sentinels = [ScriptedSentinel(1, deployment.primary.port) for _ in range(3)]
-    async with asyncio.timeout(SOON_S), speaking(*sentinels) as url:
-        store = opened(f"{url}/0?prefix={secrets.token_hex(4)}")
+        release = await ref_of(store, await publish(store, [Row("popular:", b"{}"), ONE, TWO]))
         await begin_draft(store, FIRST)
         sentinels[0].up = sentinels[1].up = False
-        with pytest.raises(StoreUnavailable, match="it may be another"):
-            await update_catalogue(store, lambda catalogue: commit(catalogue, draft_of(FIRST)))
+        for change in (
+            erase_users(store, ["1"]),
+            store.erase_rows(release, [ONE.key], allow_erasure),
+            update_catalogue(store, lambda catalogue: commit(catalogue, draft_of(FIRST))),
+        ):
+            with pytest.raises(StoreUnavailable, match="it may be another"):
+                await change
+        assert await store.get_many(release, [ONE.key]) != [None]
         assert (await store.catalogue()).find(FIRST).state == "draft"
 
 

@@ -139,22 +139,6 @@ async def test_lost_batch_of_rows_is_completed_and_no_row_is_listed_twice(wire: 
     assert await scan_rows(wire.store, FIRST) == USERS
 
 
-async def test_sentinel_with_the_latest_failover_is_believed(tmp_path: Path, prefix: str) -> None:
-    (tmp_path / "former").mkdir()
-    with running(tmp_path) as current, running(tmp_path / "former") as former:
-        async with AsyncExitStack() as stack:
-            late = ScriptedSentinel(1, former.port)
-            knowing = ScriptedSentinel(2, current.port)
-            url = await stack.enter_async_context(speaking(late, knowing, ScriptedSentinel(1, former.port)))
-            store = open_url(f"{url}/0?prefix={prefix}")
-            stack.push_async_callback(store.close)
-            await begin_draft(store, FIRST)
-            await write_release(store, FIRST, USERS)
-            await expect_rows(store, USERS[0])
-        assert current.execute_command("KEYS", f"*{prefix}*")
-        assert former.execute_command("KEYS", f"*{prefix}*") == []
-
-
 @pytest.mark.usefixtures("brief_waits")
 async def test_replicas_are_awaited_on_the_writing_connection(
     tmp_path: Path, prefix: str, caplog: pytest.LogCaptureFixture, opened: OpenRedis
