@@ -34,7 +34,7 @@ COST_COLUMNS = tuple(
 )
 # Assumed inputs that the first sentences name.
 NOTABLE_INPUTS = {"list_length": "lists of {} items", "hit_rate": "no cache"}
-HOW_SURE = "How sure: ± by price errors."
+HOW_SURE = "How sure: ± of prices only."
 NOTABLE_SKEW = 1.05
 COSTLY_SKEW = 1.5
 ABOUT_THE_SAME = 1.25

@@ -99,10 +99,16 @@ def report(sweep: Sweep, ending: Ending, prices: Prices) -> Report:
     }
     certainty = how_sure(decisive, f"the {sweep.duration_s} seconds of a trial", TOO_FEW_SECONDS)
     if top.is_computed:
-        certainty = f"How sure: {top.ru:,} RU/s were not measured; their reads/s are the {HOW_COMPUTED}."
+        certainty = f"How sure: {_measured_range(sweep)}; further reads/s are the {HOW_COMPUTED}."
     return concluded(
         measured, _findings(sweep, ending), answer, figures=answer, certainty=certainty, assumed=_assumed(sweep)
     )
+
+
+def _measured_range(sweep: Sweep) -> str:
+    """Return up to which RU/s reads were measured, with lists of the first size."""
+    measured = [level.ru for level in sweep.measured if level.size_kb == sweep.top.size_kb and not level.is_computed]
+    return f"no level above {max(measured):,} RU/s was measured" if measured else "no level was measured"
 
 
 def _assumed(sweep: Sweep) -> Iterator[str]:
@@ -238,11 +244,11 @@ def _answer(sweep: Sweep, prices: Prices) -> str:
         if sweep.emulated:
             p99 += f" {ASSUMED}"
 
-    emulated = "On an emulator, " if sweep.emulated else ""
+    each = "On an emulator, each" if sweep.emulated else "Each"
     kind = " by autoscale" if sweep.options.autoscale else ""
     reads = f"{WORDS.get(top.outcome.mark, '')}{top.reads_per_s:,.0f}"
     return (
-        f"{emulated}100 RU/s carry {rounded(hundred_reads, 3)} reads/s of {first.size_kb} KB for "
+        f"{each} 100 RU/s carry {rounded(hundred_reads, 3)} reads/s of {first.size_kb} KB for "
         f"{rounded(hundred_usd, 3)} USD a month{kind}; {top.ru:,} RU/s carry {reads} for {top_usd:,.0f} USD{p99}."
     )
 

@@ -233,7 +233,7 @@ def test_the_first_sentences_name_the_load_and_what_is_assumed() -> None:
     plan = calculate(sourced, our_prices(), our_charges())
     first = report(plan, "prices.toml").sentence
     assert first.startswith("Cheapest for 1,268,242 users, up to 634 requests/s in 12 months: files, ")
-    assert " How sure: ± by price errors. Assumed: " in first
+    assert " How sure: ± of prices only. Assumed: " in first
     assert re.search(r" Assumed: lists of 20 items, no cache, \d+ defaults \(--all\)\.$", first)
     measured = report(a_plan(list_bytes=700, hit_rate=0.5), "prices.toml").sentence
     assert " Assumed: " in measured
@@ -343,7 +343,7 @@ def test_provisioned_ru_alone_give_the_possible_load() -> None:
     carries = report(a_plan(users=None, peak_rps=None, hot_share=None, have_ru=9_000), "prices.toml")
     assert carries.sentence.startswith(
         "9,000 RU/s carry 9,000 reads/s, 6,300 with room for peaks, or 1,500 lists published/s, for 526 ± 53 USD"
-        " a month. How sure: ± by price errors. Assumed: "
+        " a month. How sure: ± of prices only. Assumed: "
     )
     assert carries.exit_code == 0
     assert {row.note: row.value for row in carries.rows}["carried_cost"] == pytest.approx(9_000 * RU_MONTH)

@@ -215,9 +215,9 @@ def test_answer_is_about_the_highest_requested_level() -> None:
     small = measure_level(LEVEL, attempt, emulated=True)
     reported_run = reported(small, replace(LEVEL, ru=11_000, outcome=COMPUTED_FOR("this machine is slow")))
     assert reported_run.sentence == (
-        "On an emulator, 100 RU/s carry 100 reads/s of 1 KB for 5.84 USD a month; "
+        "On an emulator, each 100 RU/s carry 100 reads/s of 1 KB for 5.84 USD a month; "
         "11,000 RU/s carry by calculation 11,000 for 642 USD. "
-        "How sure: 11,000 RU/s were not measured; their reads/s are the RU/s divided by the measured charge. "
+        "How sure: no level above 400 RU/s was measured; further reads/s are the RU/s divided by the measured charge. "
         "Assumed: Cosmos DB's latency, charges as Azure documents them, RU/s in full use."
     )
     out = io.StringIO()
@@ -225,7 +225,7 @@ def test_answer_is_about_the_highest_requested_level() -> None:
     assert any(line.startswith("emulated ") for line in out.getvalue().splitlines())
     assert list(to_json(reported_run)["emulated"]) == ["400 RU/s", "11,000 RU/s"]
     real = reported(small, account="cosmos://account/db")
-    assert real.sentence.startswith("100 RU/s carry")
+    assert real.sentence.startswith("Each 100 RU/s carry")
     assert not to_json(real)["emulated"]
     (line,) = [line for line in out.getvalue().splitlines() if line.startswith("11,000 RU/s  ")]
     assert line.split()[2:4] == ["11,000", "="]
@@ -237,7 +237,7 @@ def test_levels_of_autoscale_are_priced_as_autoscale() -> None:
     level = Level(ru=4_000, size_kb=1, charge_ru=1.0, publish_ru=6.25, outcome=COMPUTED_FOR("this machine is slow"))
     reported_run = reported(level, options=SweepOptions(autoscale=True))
     assert reported_run.sentence.startswith(
-        "On an emulator, 100 RU/s carry 100 reads/s of 1 KB for 8.76 USD a month by autoscale; "
+        "On an emulator, each 100 RU/s carry 100 reads/s of 1 KB for 8.76 USD a month by autoscale; "
         "4,000 RU/s carry by calculation 4,000 for 350 USD. "
     )
     subject = "4,000 RU/s, autoscale"
