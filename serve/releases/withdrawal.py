@@ -180,7 +180,7 @@ class ReleaseJudge:
                     return ""
 
                 with signed(reason, "probation"):
-                    await rollback(store, live.id, reason=reason)
+                    await rollback(store, live.ref, reason=reason)
         except ReleaseConflict as error:  # an operator or another service has changed the live release
             log.info("release %s is not withdrawn here: %s", live.id, error)
             return ""
