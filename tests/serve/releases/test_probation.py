@@ -30,7 +30,7 @@ from hotplate.serve.releases.judgement import find_regression
 from hotplate.serve.releases.live_counts import ReleaseCounter
 from hotplate.serve.releases.withdrawal import LOOKUPS, RETRY_S, ReleaseJudge
 from hotplate.serve.telemetry.exposition import Exposition
-from hotplate.serve.tiers.breaker import FAILURES
+from hotplate.serve.tiers.breaker import FAILURES, PROBE_PAUSES_S
 from hotplate.stores import lifecycle as life
 from hotplate.stores.catalogue import ReleaseId, ReleaseRef, State
 from hotplate.stores.errors import RefusedByGates, StoreMisused, StoreUnavailable
@@ -332,7 +332,9 @@ async def test_failing_store_withdraws_nothing(memory: MemoryStore) -> None:
         await service.answer()
     assert service.tier.breaker.is_open
     remote.failure = None
-    service.tier.breaker.succeeded()
+    await asyncio.sleep(PROBE_PAUSES_S[1])
+    await service.answer()
+    service.tier.breaker.begin()  # raises while the circuit is open
     remote.broken_keys = {f"user:{number}" for number in range(0, USERS, 4)}
     for _ in range(3):
         await service.answer()
