@@ -190,14 +190,14 @@ STATE_TABLE = (
                 _of_tiers(lambda tier, _: tier.cache_bytes)),
     StateMetric("hotplate_probation", "1 while the live release is on probation.",
                 "store",
-                _of_probations(lambda probation: probation.before is not None)),
+                _of_probations(lambda probation: probation.running is not None)),
     StateMetric("hotplate_releases_withdrawn", "Releases that this service withdrew on probation.",
                 "store",
                 _of_probations(lambda probation: probation.withdrawn), "counter"),
     StateMetric("hotplate_withdrawal_blocked",
                 "1 if the live release is worse than the one before, and this service cannot withdraw it.",
                 "store",
-                _of_probations(lambda probation: bool(probation.failure))),
+                _of_probations(lambda probation: probation.is_withdrawal_blocked)),
 )
 # fmt: on
 
