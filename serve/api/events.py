@@ -18,25 +18,12 @@ from hotplate.serve.access.auth import credential_of, is_loopback
 from hotplate.serve.api.handlers import NO_STORE
 from hotplate.serve.api.parameters import checked_id, parse_body
 from hotplate.serve.api.router import DeferredResponse
-from hotplate.serve.api.routes import JSON
-from hotplate.serve.api.schemas import Event, EventsAnswer, EventsBody, NoQuery
+from hotplate.serve.api.routes import DISK_FAILED, DURABLE, EVENT_COUNTS, JSON, LATE, QUEUE_FULL
+from hotplate.serve.api.schemas import CLICK, CUSTOM, IMPRESSION, Event, EventsAnswer, EventsBody, NoQuery
 from hotplate.serve.consumed.sender import ConsumedSender
 from hotplate.serve.consumed.table import Consumed, ConsumedPairs
 from hotplate.serve.events.writer import DiskFailed, EventWriter, QueueFull, WrittenEvent
-from hotplate.serve.metrics import (
-    CLICK,
-    CONSUMED_PAIRS,
-    CUSTOM,
-    DISK_FAILED,
-    DROPPED,
-    DURABLE,
-    EVENT_COUNTS,
-    IMPRESSION,
-    LATE,
-    QUEUE_FULL,
-    Metrics,
-    ReleaseRole,
-)
+from hotplate.serve.metrics import CONSUMED_PAIRS, DROPPED, Metrics, ReleaseRole
 from hotplate.serve.problems import Problem, overloaded
 from hotplate.stores.encoding import MAX_ID_BYTES
 from hotplate.stores.event_log import line_of

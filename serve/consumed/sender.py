@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from hotplate.serve.consumed.entries import encode_pairs, parts_of
 from hotplate.serve.consumed.table import CAPACITY, ConsumedPairs
 from hotplate.serve.errors import ServiceMisused
-from hotplate.serve.metrics import CONSUMED_ITEMS, CONSUMED_PAIRS, SENT, Metrics
+from hotplate.serve.metric import CONSUMED_ITEMS
+from hotplate.serve.metrics import CONSUMED_PAIRS, SENT, Metrics
 from hotplate.serve.processes.shared_memory import shared_floats
 from hotplate.serve.settings import ServiceSettings
 from hotplate.serve.tiers.observer import StoreObserver

@@ -18,7 +18,7 @@ import msgspec
 import zstandard
 
 from hotplate.base.timing import HOUR_S
-from hotplate.serve.consumed.table import Consumed
+from hotplate.serve.consumed.table import Consumed, ConsumedEvent
 from hotplate.serve.errors import EventsFailed
 from hotplate.stores.errors import WrittenByNewer
 from hotplate.stores.event_log import (
@@ -41,15 +41,6 @@ HOURS = ".hide-consumed.json"
 KEPT = ".consumed.events.zst"
 LOCK = ".hide-consumed.lock"
 LOCK_S = 30.0
-
-
-class ConsumedEvent(msgspec.Struct):
-    """The fields of an event that say what it hides."""
-
-    type: str
-    user: str
-    items: tuple[str, ...]
-    time: float
 
 
 def restore(consumed: Consumed, folder: Path) -> int:

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import msgspec
 from xxhash import xxh3_64_intdigest
 
 from hotplate.base.timing import HOUR_S
@@ -26,7 +27,6 @@ from hotplate.stores.encoding import IdTest, encode_id
 
 if TYPE_CHECKING:
     from hotplate.serve.api.schemas import Event
-    from hotplate.serve.consumed.stored_events import ConsumedEvent
 
 # Pairs of user and item for which there is room: of these, about three find their bucket full.
 CAPACITY = 1_000_000
@@ -36,6 +36,15 @@ BUCKETS = 1 << 16
 WAYS = 32
 TAG_SHIFT = 32
 MAX_HOURS = 24 * 366
+
+
+class ConsumedEvent(msgspec.Struct):
+    """The fields of an event that say what it hides."""
+
+    type: str
+    user: str
+    items: tuple[str, ...]
+    time: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +102,7 @@ class Consumed:
         """The longest time that an event hides items."""
         return HOUR_S * max(self.hours.values())
 
-    def hidden_by(self, events: "Iterable[Event | ConsumedEvent]") -> Iterator[ConsumedPairs]:
+    def hidden_by(self, events: "Iterable[Event] | Iterable[ConsumedEvent]") -> Iterator[ConsumedPairs]:
         """Yield the items that each event hides from its user, as hashes of user and item; nothing if it hides none.
 
         `self.hours` has the hours for which each type of events hides items. A time in the future counts as now, so

@@ -12,7 +12,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.registry import Collector
 
-from hotplate.serve.metrics import LOOKUP_OUTCOMES, TABLE, CountsByLabels, Labels, Metric, Metrics
+from hotplate.serve.metric import Labels, Metric
+from hotplate.serve.metrics import LOOKUP_OUTCOMES, TABLE, CountsByLabels, Metrics
 from hotplate.serve.processes.readiness import Status
 from hotplate.serve.processes.states import REPORT_S, SILENT_S, ProcessState, TierState, status_now
 from hotplate.serve.releases.comparison import TierComparisons

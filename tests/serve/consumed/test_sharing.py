@@ -17,8 +17,8 @@ from hotplate.serve.api.schemas import Event
 from hotplate.serve.consumed.entries import MAX_PAIRS, decode_pairs, encode_pairs, parts_of
 from hotplate.serve.consumed.sender import ConsumedSender, SharingState, sharing_url
 from hotplate.serve.consumed.sharing import ConsumedSharing
-from hotplate.serve.consumed.stored_events import ConsumedEvent, read_events
-from hotplate.serve.consumed.table import USERS, Consumed, ConsumedPairs
+from hotplate.serve.consumed.stored_events import read_events
+from hotplate.serve.consumed.table import USERS, Consumed, ConsumedEvent, ConsumedPairs
 from hotplate.serve.errors import ServiceMisused
 from hotplate.serve.metrics import TOKEN_FAILURES, Metrics
 from hotplate.serve.settings import ServiceSettings
