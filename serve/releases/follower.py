@@ -242,7 +242,7 @@ class Follower:
                 if preparing is None:
                     await asyncio.sleep(self._reader.poll_s)
                     continue
-                await asyncio.wait([preparing], timeout=self._reader.poll_s)
+                await self._pause_until(preparing)
                 if preparing.done():
                     preparing.result()  # raises a defect
                     preparing = None
@@ -253,6 +253,14 @@ class Follower:
         finally:
             if preparing is not None:
                 await end_tasks(preparing)
+
+    async def _pause_until(self, preparing: "asyncio.Task[None]") -> None:
+        """Pause for the time between two polls, or until releases are prepared."""
+        pause = asyncio.create_task(asyncio.sleep(self._reader.poll_s))
+        try:
+            await asyncio.wait((preparing, pause), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            pause.cancel()
 
     async def _prepare(self, releases: Sequence[ReleaseRef], *, warm: bool) -> None:
         """Prepare to serve *releases*, none of which is served yet.
