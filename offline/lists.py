@@ -29,7 +29,7 @@ from hotplate.offline.sources import stored_names
 from hotplate.offline.train.als import SparkParams
 from hotplate.offline.train.blend import factors_of
 from hotplate.offline.train.engine import engine_of
-from hotplate.offline.train.popularity import Popular, Popularity
+from hotplate.offline.train.popularity import Popular
 from hotplate.offline.train.ranking import Ranked, RecentWeights
 from hotplate.stores.encoding import ITEM, OVERALL, POPULAR, USER, significant
 from hotplate.stores.factors import FORMAT, PIECE_BYTES, PLAIN_FORMAT, Description, ItemEntry, description_row, pieces
@@ -214,23 +214,12 @@ class ModelLists:
             yield from self.encoder.batches(POPULAR, RankedLists.of([segment], ranked))
 
     def personal(self, observe: Observe = ignore) -> Iterator[list[Row]]:
-        """Yield the rows of users in order; *observe* gets the lists of each batch, to measure them.
-
-        The engine `popularity` gives most users the same list. Those that equal the popular list are not written: the
-        service shows that for them.
-        """
+        """Yield the rows of users in order; *observe* gets the lists of each batch, to measure them."""
         user_ids = self.model.matrix.user_ids
         for batch in _batches(0, len(user_ids)):
-            ranked = self.ranked.personal(batch)
             users = [user_ids[user] for user in batch.tolist()]
-            lists = RankedLists.of(users, ranked)
+            lists = RankedLists.of(users, self.ranked.personal(batch))
             observe(users, lists.items, lists.lengths)
-
-            # A list that equals the popular one is made empty, as empty lists have no row.
-            head = self.top[OVERALL].items[: ranked.items.shape[1]]
-            if isinstance(self.model.ranker, Popularity) and len(head) == ranked.items.shape[1]:
-                ranked.items[(ranked.items == head).all(axis=1)] = -1
-                lists = RankedLists.of(users, ranked)
             yield from self.encoder.batches(USER, lists)
 
     def meta(self) -> Iterator[list[Row]]:

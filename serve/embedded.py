@@ -74,7 +74,7 @@ class Lists:
 
         # After an error, this stack closes what was entered; otherwise `__aexit__` does, by `self._entered`.
         async with AsyncExitStack() as stack:
-            stack.callback(self._leave)
+            stack.callback(setattr, self, "_loop", None)
             await stack.enter_async_context(self.reader)
             await stack.enter_async_context(background(follow(self.reader.deny_list.watched)))
             await self.reader.wait_until_attempted(self._timeout_s)
@@ -85,9 +85,6 @@ class Lists:
         self.reader = self._open_reader()
         self._reporter = Reporter(self.reader.tiers)
         self._shaper = Shaper(self.reader.deny_list)
-
-    def _leave(self) -> None:
-        self._loop = None
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -4,16 +4,16 @@ Each worker, and the admin process, counts in one slot of shared memory; its suc
 """
 
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from copy import copy
-from dataclasses import dataclass
-from itertools import product
 from typing import Final, Literal, Self
 
+from hotplate.serve.api.routes import OPERATIONS as ROUTE_TABLE
 from hotplate.serve.api.routes import TEMPLATES
+from hotplate.serve.api.schemas import CLICK, IMPRESSION
+from hotplate.serve.metric import TIERS, TIERS_AND_CONSUMED, Labels, Metric
 from hotplate.serve.processes.shared_memory import shared_floats
 
-Labels = tuple[str, ...]
 # One number per series, or the buckets and sum of a histogram.
 CountsByLabels = dict[Labels, list[float]]
 
@@ -52,43 +52,9 @@ BUCKETS_RU = (1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 25.0, 100.0)
 FAILURES = (
     "timeout", "connect", "reset", "malformed", "unavailable", "unauthorized", "forbidden", "refused", OTHER,
 )  # fmt: skip
-# Custom types count as one. The outcome of late events is unknown.
-EVENT_TYPES = (IMPRESSION, CLICK, CUSTOM) = "impression", "click", "custom"
-EVENT_OUTCOMES = (DURABLE, QUEUE_FULL, DISK_FAILED, LATE) = "durable", "queue_full", "disk_failed", "late"
 CONSUMED_OUTCOMES = (SENT, RECEIVED, DROPPED) = "sent", "received", "dropped"
 COUNTED_POSITIONS = 10
 POSITIONS = (*map(str, range(1, COUNTED_POSITIONS + 1)), "more", "unknown")
-
-# Placeholder for the tier names.
-TIERS = ("TIERS",)
-# The log of consumed items, which may be in another Redis than those of the tiers.
-CONSUMED_ITEMS = "consumed"
-TIERS_AND_CONSUMED = (*TIERS, CONSUMED_ITEMS)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Metric:
-    """A row of the table: a counter, or a histogram if it has buckets."""
-
-    name: str
-    help: str
-    labels: Mapping[str, tuple[str, ...]]
-    buckets: tuple[float, ...] = ()
-    shown: str = "all"
-    """Exported series: `all`, those that `counted`, `none`, or a group of rows with the stores that counted in one."""
-    otel: str = ""
-    """OpenTelemetry's name and unit, if exported."""
-
-    @property
-    def cells(self) -> int:
-        """Numbers per series; a histogram adds an overflow bucket and the sum."""
-        return len(self.buckets) + 2 if self.buckets else 1
-
-    def series(self, tiers: Sequence[str]) -> Iterator[Labels]:
-        """Yield the labels of each series."""
-        named = {TIERS: tiers, TIERS_AND_CONSUMED: (*tiers, CONSUMED_ITEMS)}
-        return product(*(named.get(values, values) for values in self.labels.values()))
-
 
 # fmt: off
 _STORE, _PLACE = {"store": TIERS}, {"role": EVENT_ROLES, "position": POSITIONS}
@@ -125,7 +91,6 @@ FAILED = Metric("hotplate_store_failures", "Attempts that failed otherwise, incl
 TOKEN_FAILURES = Metric("hotplate_store_token_failures",
                         "Tokens of Entra ID that could not be got or renewed, or that the store refused.",
                         {"store": TIERS_AND_CONSUMED})
-EVENT_COUNTS = Metric("hotplate_events", "Events reported.", {"type": EVENT_TYPES, "outcome": EVENT_OUTCOMES})
 IMPRESSIONS = Metric("hotplate_impressions", "Items shown, by position in the list.", _PLACE, shown="counted")
 CLICKS = Metric("hotplate_clicks", "Items clicked, by position in the list.", _PLACE, shown="counted")
 DROPPED_LINES = Metric("hotplate_log_lines_dropped",
@@ -133,10 +98,11 @@ DROPPED_LINES = Metric("hotplate_log_lines_dropped",
 CONSUMED_PAIRS = Metric("hotplate_consumed_pairs",
                         "Pairs of user and item that services share: sent, received, or dropped because there "
                         "was no room or they could not be read.", {"outcome": CONSUMED_OUTCOMES}, shown="counted")
+_OF_ROUTES = [operation.counts for operation in ROUTE_TABLE if operation.counts is not None]
 # The first two must not depend on the tiers, see LOOKUPS and REQUESTS.
 TABLE = (
     LOOKUP_COUNTS, REQUEST_TIMES, STORE_TIMES, CORRUPT, CACHE, ROLE_LOOKUPS, ROLE_TIMES, SHED_COUNTS,
-    CHARGES, CHARGED_RU, CHARGED, THROTTLES, HEDGES, FAILED, TOKEN_FAILURES, EVENT_COUNTS, IMPRESSIONS, CLICKS,
+    CHARGES, CHARGED_RU, CHARGED, THROTTLES, HEDGES, FAILED, TOKEN_FAILURES, *_OF_ROUTES, IMPRESSIONS, CLICKS,
     DROPPED_LINES, CONSUMED_PAIRS, PROBATION_LOOKUPS,
 )
 # fmt: on

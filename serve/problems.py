@@ -1,12 +1,15 @@
 """Error responses as problem+json (RFC 9457), each with a stable type."""
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import orjson
 from aiohttp import web
 
+from hotplate.serve.errors import NotReady, UnknownList
 from hotplate.serve.log_lines import printable
+from hotplate.stores.errors import StoreUnavailable
 
 CONTENT_TYPE = "application/problem+json"
 CLOSE = {"Connection": "close"}
@@ -70,14 +73,29 @@ def bad_parameter(detail: str) -> Problem:
     return Problem(400, "bad-parameter", detail)
 
 
-def not_ready(detail: str) -> Problem:
-    """Return the problem of a service without a release."""
-    return Problem(503, "not-ready", detail, {"Retry-After": "1"})
+class ProblemRow(NamedTuple):
+    """The problem that answers errors of these types."""
+
+    errors: tuple[type[Exception], ...]
+    status: int
+    name: str
+    retry_after_s: int = 0
+    """0 if a retry does not help."""
 
 
-def unknown_list(detail: str) -> Problem:
-    """Return the problem of a name that no list of the release has."""
-    return Problem(404, "unknown-list", detail)
+UNKNOWN_LIST = ProblemRow((UnknownList,), 404, "unknown-list")
+NOT_READY = ProblemRow((NotReady, StoreUnavailable), 503, "not-ready", 1)
+
+
+def problem_of(error: Exception, rows: Sequence[ProblemRow]) -> Problem | None:
+    """Return the problem that answers an error, by the first of *rows* with its type; None for a defect."""
+    if isinstance(error, Problem):
+        return error
+    row = next((row for row in rows if isinstance(error, row.errors)), None)
+    if row is None:
+        return None
+    headers = {"Retry-After": str(row.retry_after_s)} if row.retry_after_s else None
+    return Problem(row.status, row.name, str(error), headers)
 
 
 def overloaded(detail: str) -> Problem:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 from uuid import uuid4
 
+from hotplate.serve.connections.framing import MAX_HEADER_BYTES
 from hotplate.serve.errors import ServiceMisused
 from hotplate.stores.options import BUDGET_S, RARE, Flag
 from hotplate.stores.urls import secret
@@ -55,7 +56,7 @@ class Limits:
     """From the request's first byte to the end of its body."""
     write_s: float = 10.0
     """For the client to read the next WRITE_STEP_BYTES bytes."""
-    header_bytes: int = 16_384
+    header_bytes: int = MAX_HEADER_BYTES
 
     bytes_in_flight: int = 256 << 20
     """Unanswered bodies plus unsent answers; of all workers at most a quarter of the memory limit."""

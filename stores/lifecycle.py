@@ -154,14 +154,18 @@ async def _check_servable(store: Store, release: ReleaseRef) -> None:
 
 
 async def rollback(
-    store: Store, if_live: ReleaseId | None = None, *, override: Override = Override.NOTHING, reason: str = ""
+    store: Store,
+    if_live: ReleaseId | ReleaseRef | None = None,
+    *,
+    override: Override = Override.NOTHING,
+    reason: str = "",
 ) -> ReleaseId:
     """Make the release that was live before live again, and return it; a canary ends.
 
     An experiment goes on, unless that release is its arm B, which all users then see. With a *reason*, the withdrawn
-    release is refused. Raises ReleaseConflict if *if_live* is given and is not live; ReleaseNotFound if nothing is
-    live, or there is no earlier release; ReleaseCorrupt if the release cannot be served, unless *override*
-    accepts that.
+    release is refused. Raises ReleaseConflict if *if_live* is given and is not live, or, given as a ReleaseRef, was
+    repaired since; ReleaseNotFound if nothing is live, or there is no earlier release; ReleaseCorrupt if the release
+    cannot be served, unless *override* accepts that.
     """
     seen = await store.catalogue()
     update = partial(changes.rollback, expected=if_live or _live_of(seen).id, reason=reason)

@@ -229,15 +229,16 @@ def abort(catalogue: Catalogue, expected: ReleaseId) -> Catalogue:
     return _without_canary(catalogue)
 
 
-def rollback(catalogue: Catalogue, expected: ReleaseId, reason: str = "") -> Catalogue:
+def rollback(catalogue: Catalogue, expected: ReleaseId | ReleaseRef, reason: str = "") -> Catalogue:
     """Withdraw the live release, and restore the one before it; a canary ends, an experiment if that is its arm B.
 
-    With a *reason*, the withdrawn release is refused. Raises ReleaseConflict if *expected* is not live, and
-    ReleaseNotFound if there is no earlier release.
+    With a *reason*, the withdrawn release is refused. Raises ReleaseConflict if *expected* is not live, or, given as a
+    ReleaseRef, was repaired since; ReleaseNotFound if there is no earlier release.
     """
     live = catalogue.live_entry
-    if live is None or live.id != expected:
-        raise ReleaseConflict(f"release {expected} is no longer live; see what is, before you roll back")
+    if live is None or expected not in (live.id, live.ref):
+        release = expected.id if isinstance(expected, ReleaseRef) else expected
+        raise ReleaseConflict(f"release {release} is no longer live; see what is, before you roll back")
     previous = rollback_target(catalogue)
     if previous is None:
         raise ReleaseNotFound(

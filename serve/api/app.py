@@ -19,17 +19,16 @@ from hotplate.serve.api.router import Gate, Route, RouteMatch, Router, problem_f
 from hotplate.serve.api.routes import EVENTS_TAG, LISTS_TAG, OPERATIONS, SCORING_TAG, SERVICE_TAG, USER_PATH
 from hotplate.serve.api.scoring import Scoring
 from hotplate.serve.consumed.table import Consumed
-from hotplate.serve.errors import NotReady, UnknownList
 from hotplate.serve.lists.reader import TieredReader
 from hotplate.serve.lists.shaping import Shaper
 from hotplate.serve.metrics import OTHER, request_cell
-from hotplate.serve.problems import Problem, bad_parameter, not_ready, unknown_list
+from hotplate.serve.problems import NOT_READY, UNKNOWN_LIST, Problem, ProblemRow
 from hotplate.serve.processes.readiness import WorkerReadiness
 from hotplate.serve.telemetry.access_log import AccessLog, report
 from hotplate.serve.telemetry.records import ListOrigin, RequestRecord
 from hotplate.serve.telemetry.spans import use_span
 from hotplate.serve.watched import WatchedFiles
-from hotplate.stores.errors import StoreMisused, StoreUnavailable
+from hotplate.stores.errors import StoreMisused
 
 if TYPE_CHECKING:
     from hotplate.serve.telemetry.tracing import RequestSpan, Tracer
@@ -44,6 +43,8 @@ HANDLERS = {
     SCORING_TAG: Scoring,
     SERVICE_TAG: ServiceHandlers,
 }
+# Answers to errors of handlers.
+PROBLEMS = (UNKNOWN_LIST, ProblemRow((StoreMisused,), 400, "bad-parameter"), NOT_READY)
 # A route without a handler is an error here, before the service starts.
 _METHODS = {operation: getattr(HANDLERS[operation.tag], operation.handler) for operation in OPERATIONS}
 
@@ -59,20 +60,6 @@ def routes_of(handlers: Mapping[str, object | None]) -> dict[str, Route]:
         methods = {operation.method: with_query(operation, partial(method, owner))}
         routes[operation.path] = Route(operation.template, methods, operation.scope, scoring=operation.is_scoring)
     return routes
-
-
-def problem_of(error: Exception) -> Problem | None:
-    """Return the problem that answers an error of a handler; None for a defect."""
-    match error:
-        case Problem():
-            return error
-        case UnknownList():
-            return unknown_list(str(error))
-        case StoreMisused():
-            return bad_parameter(str(error))
-        case NotReady() | StoreUnavailable():
-            return not_ready(str(error))
-    return None
 
 
 def _record_of(
@@ -143,7 +130,7 @@ class Dispatcher(Router):
             }
         )
         cors = Cors(cors_origins) if cors_origins else None
-        super().__init__(routes, self.guard, problem_of=problem_of, cors=cors)
+        super().__init__(routes, self.guard, problems=PROBLEMS, cors=cors)
 
     def refuse_unread(
         self, path: str, headers: CIMultiDictProxy[str], refusal: Callable[[], Problem]

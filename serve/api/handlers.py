@@ -2,7 +2,8 @@
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partialmethod
 from itertools import islice
 
 import msgspec
@@ -60,10 +61,6 @@ class ListHandlers:
         self._guard = guard
         self.shared_cache = UNSHARED if guard.reads_take_a_key else SHARED
         """The Cache-Control of lists that everybody shares."""
-
-    def recommend(self, request: web.BaseRequest, raw_id: str, query: PreviewSelection) -> Awaitable[web.Response]:
-        """`GET /v1/recommendations/{user}`."""
-        return self._answer(request, USER, raw_id, query, cache=PRIVATE)
 
     async def recommend_many(
         self, request: web.BaseRequest, _raw_id: str, _query: NoQuery, body: bytes
@@ -123,22 +120,11 @@ class ListHandlers:
         response_body = list_body(counts, list_head(encoded), items)
         return web.Response(body=response_body, headers=list_headers(encoded, "fold-in", NO_STORE))
 
-    def similar(self, request: web.BaseRequest, raw_id: str, query: PreviewSelection) -> Awaitable[web.Response]:
-        """`GET /v1/similar/{item}`."""
-        return self._answer(request, ITEM, raw_id, query, cache=self.shared_cache)
-
-    def popular(self, request: web.BaseRequest, raw_id: str, query: PreviewSelection) -> Awaitable[web.Response]:
-        """`GET /v1/popular`."""
-        return self._answer(request, POPULAR, raw_id, query, cache=self.shared_cache)
-
-    async def _answer(
-        self, request: web.BaseRequest, kind: str, raw_id: str, query: PreviewSelection, *, cache: str
-    ) -> web.Response:
+    async def _answer(self, kind: str, request: web.BaseRequest, raw_id: str, query: PreviewSelection) -> web.Response:
         """Read a list, and answer with it, or with 304 if the client has it (`If-None-Match`).
 
-        *kind* is USER, ITEM or POPULAR, whose *raw_id* is empty. *cache* is the Cache-Control header if the answer is
-        the requested list. A fallback must not be cached, nor a first page that answers a request for a later one,
-        because the release of that was replaced.
+        *kind* is USER, ITEM or POPULAR, whose *raw_id* is empty. A fallback must not be cached, nor a first page that
+        answers a request for a later one, because the release of that was replaced.
         """
         identifier = ""
         subject = b""  # the first members of the JSON object
@@ -152,13 +138,18 @@ class ListHandlers:
         answer = await self._read(request, wanted, query.release)
 
         # A first page instead of the requested one, a preview, or an item that leaves soon.
-        is_shared = cache is self.shared_cache
+        is_shared = kind != USER
+        cache = self.shared_cache if is_shared else PRIVATE
         is_leaving = is_shared and not self._shaper.may_be_kept(answer.encoded.release, answer.items)
         if answer.restarted or query.release or is_leaving:
             cache = NO_STORE
         headers = list_headers(answer.encoded, wanted.source, cache)
         body = list_body(subject + _paging_members(answer), list_head(answer.encoded), answer.items)
         return conditional(request, body, headers)
+
+    recommend = partialmethod(_answer, USER)
+    similar = partialmethod(_answer, ITEM)
+    popular = partialmethod(_answer, POPULAR)
 
     async def _read(self, request: web.BaseRequest, wanted: ListRequest, release: str) -> ListAnswer:
         """Return the answer in the release that is served to the caller or, for an operator, in that of this id.

@@ -11,6 +11,7 @@ from msgspec import Struct
 
 from hotplate.serve.api.routes import JSON, MSGPACK, OPERATIONS, Operation
 from hotplate.serve.api.schemas import BatchBody, FoldInBody
+from hotplate.serve.connections.framing import MAX_BODY_BYTES
 from hotplate.serve.lists.options import ID_OPTIONS, MAX_EXCLUDED, Selection
 from hotplate.serve.problems import CLOSE, ClientGone, Problem, bad_parameter
 from hotplate.stores.encoding import MAX_ID_BYTES, check_id
@@ -18,7 +19,6 @@ from hotplate.stores.errors import StoreMisused
 
 # Items of all users of a batch.
 MAX_BATCH_ITEMS = 20_000
-MAX_BODY_BYTES = 1 << 20
 
 # Limits of error texts in characters: of a value, and in total.
 SHOWN_CHARS = 40

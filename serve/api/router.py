@@ -4,7 +4,7 @@ import itertools
 import logging
 import re
 import secrets
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple, Protocol, TypeVar
@@ -17,7 +17,7 @@ from hotplate.serve.access.keys import READ
 from hotplate.serve.api.cors import Cors
 from hotplate.serve.api.scoring import scoring_refusal
 from hotplate.serve.metrics import OTHER
-from hotplate.serve.problems import ClientGone, Problem, internal_error
+from hotplate.serve.problems import ClientGone, Problem, ProblemRow, internal_error, problem_of
 
 log = logging.getLogger(__name__)
 
@@ -125,21 +125,20 @@ class Router:
         routes: Mapping[str, Route],
         guard: Guard | None,
         *,
-        problem_of: Callable[[Exception], Problem | None],
+        problems: Sequence[ProblemRow],
         no_route: Route = NO_ROUTE,
         cors: Cors | None = None,
     ) -> None:
         """*routes* are by path; a path may have one id, written as `{id}`, as its last segment or the one before.
 
-        *guard* checks the keys of callers; None if no route takes one. *problem_of* returns the answer to an error of a
-        handler; None for a defect, which is logged. *no_route* answers paths that *routes* lack, and *cors*
-        preflight requests.
+        *guard* checks the keys of callers; None if no route takes one. *problems* answer errors of handlers; others
+        are defects, which are logged. *no_route* answers paths that *routes* lack, and *cors* preflight requests.
         """
         self.request_ids = RequestIds()
         self._fixed = {path: route for path, route in routes.items() if "{" not in path}
         self._with_id = [(_pattern_of(path), route) for path, route in routes.items() if "{" in path]
         self._guard = guard
-        self._problem_of = problem_of
+        self._problems = problems
         self._no_route = no_route
         self.cors = cors
 
@@ -222,7 +221,7 @@ class Router:
         return response
 
     def _answer_error(self, request: web.BaseRequest, route: Route, error: Exception, request_id: str) -> web.Response:
-        problem = self._problem_of(error)
+        problem = problem_of(error, self._problems)
         if problem is None:
             log.error("request %s failed", request_id, exc_info=error)
             problem = internal_error(request_id)

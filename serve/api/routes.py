@@ -13,6 +13,7 @@ from msgspec import Struct
 
 from hotplate.serve.access.keys import EVENTS, READ
 from hotplate.serve.api.schemas import (
+    EVENT_TYPES,
     BatchAnswer,
     BatchBody,
     EventsAnswer,
@@ -28,6 +29,7 @@ from hotplate.serve.api.schemas import (
     StatusAnswer,
 )
 from hotplate.serve.lists.options import PreviewSelection
+from hotplate.serve.metric import Metric
 
 Schema = dict[str, Any]
 
@@ -45,6 +47,10 @@ SERVICE_TAG = "Service"
 USER_PATH = "/v1/recommendations/{user}"
 ITEM_PATH = "/v1/similar/{item}"
 POPULAR_PATH = "/v1/popular"
+
+# Of late events it is unknown whether they are written.
+EVENT_OUTCOMES = (DURABLE, QUEUE_FULL, DISK_FAILED, LATE) = "durable", "queue_full", "disk_failed", "late"
+EVENT_COUNTS = Metric("hotplate_events", "Events reported.", {"type": EVENT_TYPES, "outcome": EVENT_OUTCOMES})
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -84,6 +90,9 @@ class Operation:
 
     metric: str = ""
     """The label in metrics, logs and traces; by default the path."""
+
+    counts: Metric | None = None
+    """Counted by the handler, by outcomes other than the status of the answer."""
 
     @property
     def name(self) -> str:
@@ -152,6 +161,7 @@ OPERATIONS = (
     Operation(
         "POST", "/v1/events", "report", "Report what was shown and chosen; answered once it is durable",
         EventsAnswer, tag=EVENTS_TAG, scope=EVENTS, body=EventsBody, example=_EVENTS_EXAMPLE,
+        counts=EVENT_COUNTS,
     ),
     Operation(
         "POST", "/score", "score", "Score a batch, as an Azure Machine Learning endpoint does",

@@ -13,6 +13,8 @@ MAX_USERS = 2000
 # Limits of a basket.
 MAX_BASKET = 200
 MAX_WEIGHT = 1_000_000
+# Types of events that are counted by position; all others are custom ones.
+EVENT_TYPES = (IMPRESSION, CLICK, CUSTOM) = "impression", "click", "custom"
 # Events of a request, and items of each, as of a list.
 MAX_EVENTS = 1000
 MAX_ITEMS = 1000

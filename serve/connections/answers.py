@@ -5,7 +5,7 @@ from email.utils import formatdate
 from http import HTTPStatus
 
 from hotplate.serve.api.router import RequestIds
-from hotplate.serve.connections.framing import MAX_BYTES, MAX_CHUNKS
+from hotplate.serve.connections.framing import MAX_CHUNKED_BYTES, MAX_CHUNKS
 from hotplate.serve.metrics import OTHER, Metrics, request_cell
 from hotplate.serve.problems import CLOSE, CONTENT_TYPE, Problem, overloaded
 
@@ -47,7 +47,7 @@ class AnswerWriter:
         """Count and return the refusal of a chunked body that would take too long to parse."""
         self.metrics.count_shed("chunks")
         detail = (
-            f"a body has at most {MAX_CHUNKS} chunks and trailers, and {MAX_BYTES} bytes with their sizes; "
+            f"a body has at most {MAX_CHUNKS} chunks and trailers, and {MAX_CHUNKED_BYTES} bytes with their sizes; "
             "send larger chunks, or Content-Length"
         )
         return Problem(413, "too-many-chunks", detail, CLOSE)

@@ -23,10 +23,11 @@ from typing import TYPE_CHECKING, cast
 from aiohttp import HttpVersion, HttpVersion10, HttpVersion11, hdrs, web
 
 from hotplate.serve.access.tls import HANDSHAKE_S, Certificate
-from hotplate.serve.api.parameters import MAX_BODY_BYTES, unreadable
+from hotplate.serve.api.parameters import unreadable
 from hotplate.serve.connections.answers import AnswerWriter
 from hotplate.serve.connections.framing import (
     HEADER_END,
+    MAX_BODY_BYTES,
     NO_BODY,
     Body,
     HeaderTooLarge,

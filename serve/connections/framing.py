@@ -6,10 +6,13 @@ The parser does not tell at which byte a chunked body ends, and spends a microse
 import re
 from math import inf
 
+# Of a header and of a body.
+MAX_HEADER_BYTES = 16_384
+MAX_BODY_BYTES = 1 << 20
 # Chunks of a body, and trailers. A batch of the most users, each in a chunk, fits twice.
 MAX_CHUNKS = 4096
 # With the sizes of chunks, and their extensions, which aiohttp skips. The largest body in the most chunks fits.
-MAX_BYTES = 2 << 20
+MAX_CHUNKED_BYTES = 2 * MAX_BODY_BYTES
 # Of the size of a chunk, with its extensions, and of a trailer.
 MAX_LINE_BYTES = 8190
 LINE_END = b"\r\n"
@@ -71,7 +74,7 @@ class Body:
         self._line = b""  # the part of a line that was taken
         self._in_trailers = False
         self._lines_left = MAX_CHUNKS + 2  # the last chunk and the empty line
-        self._bytes_left = MAX_BYTES if self.is_chunked else inf
+        self._bytes_left = MAX_CHUNKED_BYTES if self.is_chunked else inf
 
     def take_from(self, received: bytearray) -> bytes:
         """Remove the next piece of the body from *received*, and return it; raises as `take`."""

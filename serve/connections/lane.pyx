@@ -46,7 +46,7 @@ from xxhash import xxh3_64_intdigest
 
 from hotplate.serve.access.auth import Caller, bearer
 from hotplate.serve.access.keys import READ
-from hotplate.serve.api.app import problem_of
+from hotplate.serve.api.app import PROBLEMS
 from hotplate.serve.api.router import is_request_id
 from hotplate.serve.api.handlers import NO_STORE, PRIVATE, is_known, list_head, list_headers
 from hotplate.serve.api.parameters import QueryParser
@@ -60,7 +60,7 @@ from hotplate.serve.generation import POLICIES
 from hotplate.serve.lists.options import PagedSelection
 from hotplate.serve.lists.shaping import MAX_AGE_S as _MAX_AGE_S
 from hotplate.serve.metrics import BUCKETS_S, HISTOGRAM_CELLS, HIT, LOOKUPS, request_cell
-from hotplate.serve.problems import Problem, internal_error
+from hotplate.serve.problems import Problem, internal_error, problem_of
 from hotplate.serve.telemetry.access_log import report
 from hotplate.serve.telemetry.records import ListOrigin, RequestRecord
 from hotplate.serve.telemetry.spans import use_span
@@ -1372,7 +1372,7 @@ cdef class Lane:
     cdef object _answer_error(self, _Request request, object error):
         """Answer with the problem of an error; others than NotReady and UnknownList are defects, and logged."""
         if isinstance(error, (NotReady, UnknownList)):
-            return self._refuse(request, problem_of(error))
+            return self._refuse(request, problem_of(error, PROBLEMS))
         if request.request_id is None:
             request.request_id = self._new_request_id()
         request_id = request.request_id.decode("ascii")

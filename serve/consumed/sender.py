@@ -5,18 +5,20 @@ That is done before the event is answered, unless Redis is away, so that a kill 
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from hotplate.serve.consumed.entries import encode_pairs, parts_of
 from hotplate.serve.consumed.table import CAPACITY, ConsumedPairs
 from hotplate.serve.errors import ServiceMisused
-from hotplate.serve.metrics import CONSUMED_ITEMS, CONSUMED_PAIRS, SENT, Metrics
+from hotplate.serve.metric import CONSUMED_ITEMS
+from hotplate.serve.metrics import CONSUMED_PAIRS, SENT, Metrics
 from hotplate.serve.processes.shared_memory import shared_floats
 from hotplate.serve.settings import ServiceSettings
 from hotplate.serve.tiers.observer import StoreObserver
 from hotplate.stores.connect import REDIS, open_entry_log
 from hotplate.stores.errors import StoreError
+from hotplate.stores.store import batches_of
 from hotplate.stores.urls import scheme_of
 
 if TYPE_CHECKING:
@@ -51,8 +53,8 @@ def sharing_url(settings: ServiceSettings) -> str | None:
 
 
 # Shared numbers of the processes of a service: when everything was last read and sent, by the monotonic clock; 1 once
-# all entries were read, or could not be; and a number that changes when a worker could not send events.
-_CURRENT_AT, _IS_STARTED, _UNSENT = range(3)
+# all entries were read, or could not be; and how often workers could not send events.
+_CURRENT_AT, _IS_STARTED, _SEND_FAILURES = range(3)
 
 
 class SharingState:
@@ -78,13 +80,13 @@ class SharingState:
         self._cells[_CURRENT_AT] = time.monotonic()
 
     @property
-    def unsent(self) -> float:
-        """A number that changes when a worker could not send events."""
-        return self._cells[_UNSENT]
+    def send_failures(self) -> float:
+        """How often workers could not send events."""
+        return self._cells[_SEND_FAILURES]
 
-    def note_unsent(self) -> None:
-        """Note that events on disk were not sent; of notes at once, one may be lost."""
-        self._cells[_UNSENT] += 1
+    def count_send_failure(self) -> None:
+        """Count that events on disk were not sent; of several workers at once, one may not be counted."""
+        self._cells[_SEND_FAILURES] += 1
 
     def note_started(self) -> None:
         """Note that all entries were read, or cannot be read."""
@@ -97,11 +99,13 @@ class SharingState:
             await asyncio.sleep(POLL_S)
 
 
-async def send_pairs(entries: "EntryLog", parts: Sequence[ConsumedPairs], metrics: Metrics) -> None:
-    """Append an entry for each of *parts*, and count those that the log did not have yet; raises StoreError."""
-    appended = await entries.append(list(map(encode_pairs, parts)))
-    pairs = sum(len(part.pairs) for part, is_new in zip(parts, appended, strict=True) if is_new)
-    metrics.count_in(CONSUMED_PAIRS, SENT, number=pairs)
+async def send_pairs(entries: "EntryLog", hidden: Iterable[ConsumedPairs], metrics: Metrics) -> None:
+    """Append entries with the items that events hide, and count the pairs that are new there; raises StoreError."""
+    parts = [part for pairs in hidden for part in parts_of(pairs)]
+    for batch in batches_of(parts, BATCH):
+        appended = await entries.append(list(map(encode_pairs, batch)))
+        sent = sum(len(part.pairs) for part, is_new in zip(batch, appended, strict=True) if is_new)
+        metrics.count_in(CONSUMED_PAIRS, SENT, number=sent)
 
 
 class ConsumedSender:
@@ -112,30 +116,26 @@ class ConsumedSender:
         self._state = state
         self._metrics = metrics
         self._retry_at = 0.0
-        self._state.note_unsent()  # a killed worker that this one replaces may have left some
+        self._state.count_send_failure()  # a killed worker that this one replaces may have left some
 
     async def send(self, hidden: Sequence[ConsumedPairs]) -> None:
         """Append the items that events hide to the log in Redis through which the services of a shop share them.
 
-        *hidden* has the items per event. Nothing is sent if they are too many, or if Redis does not answer in SEND_S or
-        is known to be away: the admin process (`ConsumedSharing`) sends them later, from the events on disk.
+        *hidden* has the items per event. If Redis does not answer in SEND_S or is known to be away, the admin process
+        (`ConsumedSharing`) sends them later, from the events on disk.
         """
-        parts = [part for pairs in hidden for part in parts_of(pairs)]
-        if not parts:
-            return
-
-        is_sent = False
+        is_sent = not hidden
         try:
             is_away = time.monotonic() < self._retry_at and self._state.lag_s > RETRY_S
-            if len(parts) <= BATCH and not is_away:
+            if hidden and not is_away:
                 async with asyncio.timeout(SEND_S):
-                    await send_pairs(self._entries, parts, self._metrics)
+                    await send_pairs(self._entries, hidden, self._metrics)
                 is_sent = True
         except (StoreError, TimeoutError):
             self._retry_at = time.monotonic() + RETRY_S
         finally:
             if not is_sent:
-                self._state.note_unsent()
+                self._state.count_send_failure()
 
     async def close(self) -> None:
         """Close the connections."""

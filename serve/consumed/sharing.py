@@ -11,17 +11,16 @@ import time
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from hotplate.base.timing import HOUR_S, Backoff
-from hotplate.serve.consumed.entries import decode_pairs, encode_pairs, parts_of
+from hotplate.serve.consumed.entries import decode_pairs, encode_pairs
 from hotplate.serve.consumed.sender import BATCH, MAX_ENTRIES, SharingState, send_pairs
 from hotplate.serve.consumed.stored_events import read_events
 from hotplate.serve.consumed.table import MAX_HOURS, Consumed, ConsumedPairs
 from hotplate.serve.log_once import LogOnce
 from hotplate.serve.metrics import CONSUMED_PAIRS, DROPPED, RECEIVED, Metrics
 from hotplate.stores.errors import StoreError
-from hotplate.stores.store import batches_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,17 +38,6 @@ FLUSH_S = 1.0
 SKEW_S = 60.0
 # An entry that hides nothing. It is in an otherwise empty log, whose loss would not show.
 FIRST_ENTRY = encode_pairs(ConsumedPairs(slot=0, pairs=(), until=0))
-
-
-class Moment(NamedTuple):
-    """A time, and how often workers had noted before it that they could not send events."""
-
-    at: float
-    """Unix time."""
-    notes: float
-
-
-START = Moment(0.0, -1.0)
 
 
 class ConsumedSharing:
@@ -82,7 +70,11 @@ class ConsumedSharing:
         self._keep_s = consumed.window_s
         """The longest time for which a service hides items: those that share a log may differ."""
 
-        self._sent_until = START
+        self._sent_until = 0.0
+        """Unix time: earlier events were sent."""
+
+        self._failures_made_good = -1.0
+        """`send_failures` of the state at that time; -1 before all events were sent."""
 
     async def run(self) -> None:
         """Share until cancelled, then send the last events."""
@@ -131,7 +123,7 @@ class ConsumedSharing:
             await self._read_all()
         await self._read_newer()
         await self._trim()
-        if self._sent_until.notes != self._state.unsent:
+        if self._failures_made_good != self._state.send_failures:
             await self._send_events()
         if not self._must_read_all:
             self._state.note_current()
@@ -139,7 +131,8 @@ class ConsumedSharing:
     async def _read_all(self) -> None:
         """Read all entries, the newest first, and new ones between them."""
         self._must_read_all = False
-        self._sent_until = START
+        self._sent_until = 0.0
+        self._failures_made_good = -1.0
         try:
             page = await self._entries.before(None)
             if not page:
@@ -187,19 +180,15 @@ class ConsumedSharing:
 
     async def _send_events(self) -> None:
         """Send the events of segments that changed since the last time; of these, workers have sent most."""
-        until = Moment(time.time(), self._state.unsent)
-        since = max(self._sent_until.at - SKEW_S, time.time() - self._consumed.window_s)
+        until = time.time()
+        failures = self._state.send_failures
+        since = max(self._sent_until - SKEW_S, time.time() - self._consumed.window_s)
         events = read_events(self._folder, self._consumed.hours, since)
 
         while batch := await asyncio.to_thread(list, islice(events, BATCH)):
-            parts = list[ConsumedPairs]()
-            for event in batch:
-                pairs = self._consumed.pairs_of(event.type, event.user, event.items, event.time)
-                if pairs is not None:  # it hides something, and still does
-                    parts += parts_of(pairs)
-            for sent in batches_of(parts, BATCH):
-                await send_pairs(self._entries, sent, self._metrics)
+            await send_pairs(self._entries, self._consumed.hidden_by(batch), self._metrics)
             await self._read_newer()
             if self._must_read_all:
                 return
         self._sent_until = until
+        self._failures_made_good = failures

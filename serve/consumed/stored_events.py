@@ -11,13 +11,14 @@ import os
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from itertools import takewhile
 from pathlib import Path
 
 import msgspec
 import zstandard
 
 from hotplate.base.timing import HOUR_S
-from hotplate.serve.consumed.table import Consumed
+from hotplate.serve.consumed.table import Consumed, ConsumedEvent
 from hotplate.serve.errors import EventsFailed
 from hotplate.stores.errors import WrittenByNewer
 from hotplate.stores.event_log import (
@@ -42,15 +43,6 @@ LOCK = ".hide-consumed.lock"
 LOCK_S = 30.0
 
 
-class ConsumedEvent(msgspec.Struct):
-    """The fields of an event that say what it hides."""
-
-    type: str
-    user: str
-    items: tuple[str, ...]
-    time: float
-
-
 def restore(consumed: Consumed, folder: Path) -> int:
     """Hide the items of all events in *folder* at a start; return the number of pairs that had no room.
 
@@ -58,15 +50,12 @@ def restore(consumed: Consumed, folder: Path) -> int:
     the folder, for `hotplate events ship`.
     """
     _keep_hours(folder, consumed.hours)
-    forgotten = 0
     deadline = time.monotonic() + RESTORE_S
-    for event in read_events(folder, consumed.hours, since=time.time() - consumed.window_s):
-        if time.monotonic() > deadline:
-            log.warning("not all events of %s were read in %.0f s: the oldest hide nothing", folder, RESTORE_S)
-            break
-        pairs = consumed.pairs_of(event.type, event.user, event.items, event.time)
-        if pairs is not None:
-            forgotten += consumed.hide(pairs)
+    events = read_events(folder, consumed.hours, since=time.time() - consumed.window_s)
+    events_in_time = takewhile(lambda _: time.monotonic() <= deadline, events)
+    forgotten = sum(map(consumed.hide, consumed.hidden_by(events_in_time)))
+    if next(events, None) is not None:
+        log.warning("not all events of %s were read in %.0f s: the oldest hide nothing", folder, RESTORE_S)
     return forgotten
 
 

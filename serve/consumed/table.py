@@ -13,15 +13,20 @@ A start restores the table from events on disk (`stored_events`).
 """
 
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+import msgspec
 from xxhash import xxh3_64_intdigest
 
 from hotplate.base.timing import HOUR_S
 from hotplate.serve.errors import ServiceMisused
 from hotplate.serve.processes.shared_memory import shared_integers
 from hotplate.stores.encoding import IdTest, encode_id
+
+if TYPE_CHECKING:
+    from hotplate.serve.api.schemas import Event
 
 # Pairs of user and item for which there is room: of these, about three find their bucket full.
 CAPACITY = 1_000_000
@@ -31,6 +36,15 @@ BUCKETS = 1 << 16
 WAYS = 32
 TAG_SHIFT = 32
 MAX_HOURS = 24 * 366
+
+
+class ConsumedEvent(msgspec.Struct):
+    """The fields of an event that say what it hides."""
+
+    type: str
+    user: str
+    items: tuple[str, ...]
+    time: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,24 +102,20 @@ class Consumed:
         """The longest time that an event hides items."""
         return HOUR_S * max(self.hours.values())
 
-    def pairs_of(self, kind: str, user: str, items: Collection[str], happened_at: float | None) -> ConsumedPairs | None:
-        """Return the items that an event hides from its user, as hashes of user and item; None if it hides none.
+    def hidden_by(self, events: "Iterable[Event] | Iterable[ConsumedEvent]") -> Iterator[ConsumedPairs]:
+        """Yield the items that each event hides from its user, as hashes of user and item; nothing if it hides none.
 
-        *kind* is the type of the event, such as `buy`; `self.hours` has the hours for which each type hides items.
-        *happened_at* is a Unix time in seconds, None for now. One in the future counts as now, so that no client hides
-        items for longer than the hours.
+        `self.hours` has the hours for which each type of events hides items. A time in the future counts as now, so
+        that no client hides items for longer than that.
         """
-        now = time.time()
-        if happened_at is None or happened_at > now:
-            happened_at = now
-
-        until = int(happened_at + HOUR_S * self.hours.get(kind, 0))
-        if until <= now:
-            return None
-
-        seed = _hash_of(user)
-        pairs = tuple(xxh3_64_intdigest(encode_id(item), seed) for item in items)
-        return ConsumedPairs(seed % USERS, pairs, until)
+        for event in events:
+            now = time.time()
+            happened_at = now if event.time is None else min(event.time, now)
+            until = int(happened_at + HOUR_S * self.hours.get(event.type, 0))
+            if until > now:
+                seed = _hash_of(event.user)
+                pairs = tuple(xxh3_64_intdigest(encode_id(item), seed) for item in event.items)
+                yield ConsumedPairs(seed % USERS, pairs, until)
 
     def until(self, pair: int) -> int:
         """Return until when the item of a pair is hidden; 0 if it is not. *pair* is a hash of user and item."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from math import sqrt
 
 from hotplate.base.intervals import Interval, Sample, Z, difference_interval
-from hotplate.serve.metrics import IMPRESSION
+from hotplate.serve.api.schemas import IMPRESSION
 from hotplate.stores.catalogue import Arm, Experiment
 from hotplate.stores.encoding import USER
 from hotplate.stores.erasure import NOBODY, ErasedUsers

@@ -9,10 +9,11 @@ import msgspec
 from xxhash import xxh3_64_intdigest
 
 from hotplate.base.intervals import Interval, share_interval
+from hotplate.serve.api.schemas import CLICK, IMPRESSION
 from hotplate.serve.events.experiments import ArmEvents
 from hotplate.serve.events.segment_folder import SegmentFolder
 from hotplate.serve.events.writer import WrittenEvent
-from hotplate.serve.metrics import CLICK, IMPRESSION, POSITIONS, position_labels
+from hotplate.serve.metrics import POSITIONS, position_labels
 from hotplate.stores.event_log import SegmentReader, decode_event, is_open_segment, segment_names
 
 # All positions together.

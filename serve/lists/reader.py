@@ -248,11 +248,6 @@ class TieredReader:
             read = await self.lookups.read_row(row)
         return self.lists_of(read, segment, name)[identifier]
 
-    def get_nowait(self, kind: str, identifier: str, segment: str = OVERALL, name: str = "") -> EncodedList | None:
-        """Return the same list as `read`; None if that needs I/O."""
-        read = self.row_nowait(self.row_of(kind, identifier, name))
-        return None if read is None else self.lists_of(read, segment, name)[identifier]
-
     def row_nowait(self, row: RowKey, missed: Origin | None = None) -> RowsRead | None:
         """Return the result of reading a row; None if that needs I/O.
 

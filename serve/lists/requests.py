@@ -92,8 +92,11 @@ def answer_nowait(reader: TieredReader, shaper: Shaper, request: ListRequest) ->
     if request.after is not None:
         return None
     wanted = request.selection
-    encoded = reader.get_nowait(request.kind, request.id, wanted.segment, wanted.list)
-    return None if encoded is None else shape_list(shaper, request, encoded)
+    read = reader.row_nowait(reader.row_of(request.kind, request.id, wanted.list))
+    if read is None:
+        return None
+    lists = reader.lists_of(read, wanted.segment, wanted.list)
+    return shape_list(shaper, request, lists[request.id])
 
 
 async def read_lists(reader: TieredReader, requests: Sequence[ListRequest]) -> list[EncodedList]:

@@ -17,15 +17,14 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from hotplate.serve.access.auth import Guard, is_loopback
 from hotplate.serve.access.keys import ADMIN
-from hotplate.serve.api.app import problem_of as problem_of_lists
 from hotplate.serve.api.router import Gate, Route, Router, by_template
 from hotplate.serve.connections.answers import AnswerWriter
 from hotplate.serve.connections.server import HttpServer
 from hotplate.serve.consumed.sharing import ConsumedSharing
-from hotplate.serve.errors import InvalidClient, KeysUnreadable, NotReady, ServiceMisused, UnknownList
+from hotplate.serve.errors import InvalidClient, KeysUnreadable, NotReady, ServiceMisused
 from hotplate.serve.log_once import LogOnce
 from hotplate.serve.metrics import OTHER, Metrics
-from hotplate.serve.problems import Problem, bad_parameter
+from hotplate.serve.problems import UNKNOWN_LIST, Problem, ProblemRow
 from hotplate.serve.processes.console import Console
 from hotplate.serve.processes.context import ProcessContext
 from hotplate.serve.processes.operator_view import ReadyView, json_of
@@ -58,6 +57,19 @@ LOCAL_NAMES = {"localhost", "127.0.0.1", "::1"}
 CONNECTIONS = 64
 # Unknown paths need a key, too: without one, callers cannot find out which paths exist.
 NO_ROUTE = Route(OTHER, {}, scope=ADMIN)
+# Answers to errors of handlers, of a store or of a file of keys.
+PROBLEMS = (
+    ProblemRow((ReleaseNotFound,), 404, "no-such-release"),
+    UNKNOWN_LIST,
+    ProblemRow((NotReady,), 503, "not-ready", 1),
+    ProblemRow((InvalidClient,), 400, "bad-parameter"),
+    ProblemRow((KeysUnreadable,), 503, "keys-unreadable"),
+    # Later attempts fail, too, until somebody changes something.
+    ProblemRow(
+        (ReleaseConflict, ReleaseCorrupt, WrittenByNewer, AccessDenied, StoreMisused, ServiceMisused), 409, "conflict"
+    ),
+    ProblemRow((StoreError,), 503, "store-failed", 5),
+)
 
 
 async def run_admin(context: ProcessContext, url: str, listener: socket.socket, lifeline: int) -> None:
@@ -180,7 +192,7 @@ class AdminDispatcher(Router):
 
     def __init__(self, routes: dict[str, Route], guard: Guard | None, host: str) -> None:
         """*host* is listened on, and *guard* checks keys, None on loopback."""
-        super().__init__(routes, guard, problem_of=problem_of, no_route=NO_ROUTE)
+        super().__init__(routes, guard, problems=PROBLEMS, no_route=NO_ROUTE)
         self._host = host
         self._refusals = LogOnce(again_s=REFUSALS_S)
 
@@ -245,27 +257,3 @@ def _host_named(request: web.BaseRequest) -> str | None:
         return urlsplit(f"//{request.headers.get('Host', '')}").hostname
     except ValueError:
         return None
-
-
-def problem_of(error: Exception) -> Problem | None:
-    """Return the problem that answers an error of a handler, a store or a file of keys; None for a defect."""
-    problem: Problem | None = None
-    match error:
-        case Problem():
-            problem = error
-        case ReleaseNotFound():
-            problem = Problem(404, "no-such-release", str(error))
-        case NotReady() | UnknownList():
-            problem = problem_of_lists(error)
-        case InvalidClient():
-            problem = bad_parameter(str(error))
-        case KeysUnreadable():
-            problem = Problem(503, "keys-unreadable", str(error))
-        # Later attempts fail, too, until somebody changes something.
-        case (
-            ReleaseConflict() | ReleaseCorrupt() | WrittenByNewer() | AccessDenied() | StoreMisused() | ServiceMisused()
-        ):
-            problem = Problem(409, "conflict", str(error))
-        case StoreError():
-            problem = Problem(503, "store-failed", str(error), {"Retry-After": "5"})
-    return problem

@@ -14,7 +14,7 @@ from hotplate.serve.metrics import CANARY
 from hotplate.serve.processes.logs import LogLine
 from hotplate.serve.processes.readiness import Status
 from hotplate.serve.processes.states import ProcessState, TierState, service_status, status_now
-from hotplate.serve.releases.comparison import Comparison, TierComparisons
+from hotplate.serve.releases.comparison import CanaryComparison, TierComparisons
 from hotplate.serve.releases.counts import ReleaseCounts
 from hotplate.stores.catalogue import Catalogue, Experiment, ReleaseId, State
 from hotplate.stores.release_log import ReleaseChange
@@ -67,7 +67,7 @@ class TierView(Struct, omit_defaults=True):
     canary_view: CanaryView | UnsetType = field(default=UNSET, name="canary")
 
     @classmethod
-    def of(cls, tier: TierState, comparison: Comparison | None) -> Self:
+    def of(cls, tier: TierState, comparison: CanaryComparison | None) -> Self:
         """Return the view of a tier's state, with the *comparison* of its canary."""
         view = msgspec.convert(tier, cls, from_attributes=True)
         if CANARY in tier.served and comparison is not None:
@@ -90,7 +90,7 @@ class WorkerView(Struct, omit_defaults=True):
     warnings: list[str] = []
 
     @classmethod
-    def of(cls, number: int, state: ProcessState | None, canaries: Mapping[str, Comparison | None]) -> Self:
+    def of(cls, number: int, state: ProcessState | None, canaries: Mapping[str, CanaryComparison | None]) -> Self:
         """Return the view of a worker's state for operators; None is the state of one that has not reported.
 
         *canaries* are the comparisons of canaries, by tier.

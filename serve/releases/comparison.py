@@ -6,7 +6,7 @@ metrics and the console show them, and its successor continues them.
 
 from collections.abc import Sequence
 from dataclasses import replace
-from math import inf
+from enum import Enum
 
 import msgspec
 
@@ -39,41 +39,81 @@ def identity(entry: Release | None) -> Release | None:
     return None if entry is None else replace(entry, refused_by=())
 
 
-class Comparison(msgspec.Struct):
-    """The comparison of a release with a reference, by counts of both over all workers."""
+class CanaryComparison(msgspec.Struct):
+    """The comparison of a canary with the live release, by counts of both over all workers."""
 
     release: Release
-    """Its `identity`."""
+    """The canary, by its `identity`."""
 
     began_with: BothCounts
     window_began_with: BothCounts
-    window_ends_at: float = inf
-    """By default, all counts since the start are one window."""
-
+    window_ends_at: float
     window: int = 1
     counts: BothCounts = BothCounts()
     """Since the start."""
 
     finding: str | None = None
-    """How the release is worse than the reference."""
+    """How the canary is worse than the live release."""
 
-    def judge(self, counts: BothCounts, now: float) -> str | None:
-        """Return how the release is worse than the reference by the counts of this window; None if it is not.
+    def judge(self, counts: BothCounts, now: float) -> None:
+        """Judge the canary by the counts of this window; a finding stays.
 
-        Of several windows, number n needs n (n + 1) times the evidence, so that all together err in one of 1,000
-        releases.
+        Window number n needs n (n + 1) times the evidence, so that all together err in one of 1,000 releases.
         """
         self.counts = counts.since(self.began_with)
         reference, judged = counts.since(self.window_began_with)
-        if self.window_ends_at == inf:
-            return find_regression(reference, judged, baseline="expected from the release before")
-
         finding = find_regression(reference, judged, factor=self.window * (self.window + 1))
+        self.finding = self.finding or finding
         if now >= self.window_ends_at:
             self.window += 1
             self.window_began_with = counts
             self.window_ends_at = now + WINDOW_S
-        return finding
+
+
+class Stage(Enum):
+    """What became of a release on probation.
+
+    JUDGED         it is judged by what it answers
+    BLOCKED        it is worse, and could not be withdrawn; that is tried again
+    WITHDRAWN      it was worse, and the release before is live again
+    PASSED         its probation is over
+    NOT_WITHDRAWN  its probation is over, and it was worse to the end
+    """
+
+    JUDGED = "judged"
+    BLOCKED = "blocked"
+    WITHDRAWN = "withdrawn"
+    PASSED = "passed"
+    NOT_WITHDRAWN = "not withdrawn"
+
+
+# The stages in which a release is judged, each with the one that follows if the time is over.
+LAST_STAGES = {Stage.JUDGED: Stage.PASSED, Stage.BLOCKED: Stage.NOT_WITHDRAWN}
+
+
+class Probation(msgspec.Struct):
+    """The comparison of a live release with the last hour of the one before."""
+
+    release: ReleaseRef
+    before: ReleaseRef
+    """To return to."""
+
+    expected: ReleaseCounts
+    """By the counts of the release before, in its last hour."""
+
+    began_with: ReleaseCounts
+    began_at: float
+    counts: ReleaseCounts = ReleaseCounts()
+    """Since the start."""
+
+    stage: Stage = Stage.JUDGED
+    retry_at: float = 0.0
+    """When a withdrawal that failed is tried again."""
+
+    def judge(self, counts: ReleaseCounts) -> str | None:
+        """Return how the release is worse than expected; None if it is not. *counts* are those of live releases."""
+        self.counts = counts.since(self.began_with)
+        return find_regression(self.expected, self.counts, baseline="expected from the release before")
 
 
 class Sample(msgspec.Struct, frozen=True):
@@ -87,26 +127,14 @@ class TierComparisons(msgspec.Struct):
     """The comparisons of one tier."""
 
     tier: str
-    canary: Comparison | None = None
+    canary: CanaryComparison | None = None
     """Of the canary with the live release, if there is one."""
 
-    live: Comparison | None = None
-    """Of the live release with the last hour of the one before, once a worker serves it."""
+    live: ReleaseRef | None = None
+    """The live release, once a worker serves it."""
 
-    before: ReleaseRef | None = None
-    """The release that *live* is compared with, and to return to; None if that is not on probation, or no longer."""
-
-    began_at: float = 0.0
-    """When the live release was first seen."""
-
-    failure: str = ""
-    """Why the live release, which is worse, was not withdrawn; empty if it is not worse."""
-
-    retry_at: float = 0.0
-    """When a withdrawal that failed is tried again."""
-
-    expected: ReleaseCounts = ReleaseCounts()
-    """Counts of the release before, in its last hour."""
+    probation: Probation | None = None
+    """Of the live release, unless no release was live before it, or an operator activated it again."""
 
     history: list[Sample] = msgspec.field(default_factory=list[Sample])
     """In the last hour, the oldest first; not empty once a release is live."""
@@ -118,9 +146,14 @@ class TierComparisons(msgspec.Struct):
     """Releases that this service has withdrawn."""
 
     @property
-    def live_ref(self) -> ReleaseRef | None:
-        """The live release, once a worker serves it."""
-        return None if self.live is None else self.live.release.ref
+    def running(self) -> Probation | None:
+        """The probation of the live release, until it is over."""
+        return self.probation if self.probation is not None and self.probation.stage in LAST_STAGES else None
+
+    @property
+    def is_withdrawal_blocked(self) -> bool:
+        """Whether the live release is worse than the one before, and could not be withdrawn."""
+        return self.probation is not None and self.probation.stage in (Stage.BLOCKED, Stage.NOT_WITHDRAWN)
 
     def judge_canary(self, canary: Release | None, counts: BothCounts, now: float) -> None:
         """Judge a canary by its `identity`, None without one; a finding stays until there is another canary."""
@@ -128,16 +161,15 @@ class TierComparisons(msgspec.Struct):
             self.canary = None
             return
         if self.canary is None or self.canary.release != canary:
-            self.canary = Comparison(canary, counts, window_began_with=counts, window_ends_at=now + WINDOW_S)
-        finding = self.canary.judge(counts, now)
-        self.canary.finding = self.canary.finding or finding
+            self.canary = CanaryComparison(canary, counts, window_began_with=counts, window_ends_at=now + WINDOW_S)
+        self.canary.judge(counts, now)
 
     def finding(self, canary: Release | None) -> str | None:
         """Return why a canary, by its `identity`, is not to be used any more, if so."""
         comparison = self.canary
         return None if comparison is None or comparison.release != canary else comparison.finding
 
-    def begin_release(self, live: Release, catalogue: Catalogue, counts: ReleaseCounts, now: float) -> None:
+    def begin_release(self, live: ReleaseRef, catalogue: Catalogue, counts: ReleaseCounts, now: float) -> None:
         """Begin with *live*, a release that a worker has begun to serve since this was last judged.
 
         *counts* are those of live releases so far.
@@ -150,19 +182,14 @@ class TierComparisons(msgspec.Struct):
         others = [incarnation for incarnation in self.withdrawn_incarnations if incarnation not in withdrawn]
         self.withdrawn_incarnations = [*others, *withdrawn][-REMEMBERED:]
 
-        previous = self.live_ref
         target = rollback_target(catalogue)
         was_withdrawn = live.incarnation in self.withdrawn_incarnations
-        self.before = None
-        if target is not None and target.ref == previous and not was_withdrawn:
-            self.before = previous
+        self.probation = None
+        if target is not None and target.ref == self.live and not was_withdrawn:
             counts_an_hour_ago = self.history[0].counts  # the oldest sample
-            self.expected = expected_of(counts.since(counts_an_hour_ago))
-        began_with = BothCounts(judged=counts)
-        self.live = Comparison(live, began_with, window_began_with=began_with)
-        self.failure = ""
-        self.began_at = now
-        self.retry_at = 0.0
+            expected = expected_of(counts.since(counts_an_hour_ago))
+            self.probation = Probation(live, target.ref, expected, began_with=counts, began_at=now)
+        self.live = live
         self.history = [Sample(now, counts)]
 
     def add_counts(self, counts: ReleaseCounts, now: float) -> None:

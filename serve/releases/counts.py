@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+from hotplate.serve.metric import Metric
 from hotplate.serve.metrics import (
     BUCKETS_S,
     CLICKS,
@@ -13,7 +14,6 @@ from hotplate.serve.metrics import (
     PROBATION_LOOKUPS,
     ROLE_LOOKUPS,
     ROLES,
-    Metric,
     Metrics,
     ReleaseRole,
 )

@@ -62,10 +62,10 @@ class ReleaseCounter:
         answered = totals.since(counted)
         tally.unexamined += answered.miss
         lost = 0.0
-        comparisons = self._shared.of(tier.name)
-        if comparisons.live_ref == release.ref and comparisons.before is not None:
-            lost = await _count_lost_lists(tier, tally, comparisons.before)
-        if self._shared.of(tier.name).live_ref != release.ref:  # or it has changed meanwhile
+        probation = self._shared.of(tier.name).running
+        if probation is not None and probation.release == release.ref:
+            lost = await _count_lost_lists(tier, tally, probation.before)
+        if self._shared.of(tier.name).live != release.ref:  # or it has changed meanwhile
             return
         for outcome, number in zip(LOOKUP_OUTCOMES, (answered.hit, lost, answered.error), strict=True):
             tier.metrics.count_in(PROBATION_LOOKUPS, tier.name, outcome, number=number)

@@ -16,8 +16,8 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from hotplate.base.timing import HOUR_S
 from hotplate.serve.metrics import Metrics
 from hotplate.serve.processes.states import SharedStates
-from hotplate.serve.releases.comparison import Comparison, SharedComparisons, TierComparisons, identity
-from hotplate.serve.releases.counts import NO_READS, BothCounts, counts_by_role, live_counts
+from hotplate.serve.releases.comparison import LAST_STAGES, Probation, SharedComparisons, Stage, TierComparisons
+from hotplate.serve.releases.counts import NO_READS, counts_by_role, live_counts
 from hotplate.serve.releases.judgement import MORE_FALLBACKS, MORE_SLOW, find_regression, slow_s
 from hotplate.serve.tasks import background, repeat
 from hotplate.stores.catalogue import Catalogue, ReleaseRef, State
@@ -128,75 +128,75 @@ class ReleaseJudge:
         """
         reported = self._states.of_tier(comparisons.tier)
         await self._begin_new_release(comparisons, {state.live for state in reported if state.live is not None})
-        comparison = comparisons.live
-        if comparison is None:
+        if comparisons.live is None:
             return
 
         counts = live_counts(comparisons.tier, self._metrics)
         now = self._clock()
         comparisons.add_counts(counts, now)
         is_store_failing = any(state.breaker_open for state in reported)
-        if comparisons.before is None or is_store_failing:
+        probation = comparisons.running
+        if probation is None or is_store_failing:
             return
 
-        comparison.finding = comparison.judge(BothCounts(comparisons.expected, counts), now)
-        passed_s = now - comparisons.began_at
-        has_most = comparison.counts.judged.lookups >= LOOKUPS
-        is_over = passed_s >= self._probation_s and (has_most or passed_s >= HOUR_S)
-        if comparison.finding is None:
-            comparisons.failure = ""
-        elif now >= comparisons.retry_at:
-            comparisons.failure = await self._withdraw(comparisons, comparison, comparisons.before)
-            comparisons.retry_at = self._clock() + RETRY_S
-        if is_over:
-            comparisons.before = None
+        finding = probation.judge(counts)
+        if finding is None:
+            probation.stage = Stage.JUDGED
+        elif now >= probation.retry_at:
+            probation.stage = await self._withdraw(comparisons.tier, probation, finding)
+            probation.retry_at = self._clock() + RETRY_S
+
+        passed_s = now - probation.began_at
+        has_most = probation.counts.lookups >= LOOKUPS
+        if probation.stage is Stage.WITHDRAWN:
+            comparisons.withdrawn += 1
+        elif passed_s >= self._probation_s and (has_most or passed_s >= HOUR_S):
+            probation.stage = LAST_STAGES[probation.stage]
 
     async def _begin_new_release(self, comparisons: TierComparisons, live: Collection[ReleaseRef]) -> None:
         """Judge another release from now on, if workers report one as *live* that the catalogue names."""
-        if not {*live} - {comparisons.live_ref}:
+        if not {*live} - {comparisons.live}:
             return
         catalogue = await self._read_catalogue(comparisons.tier)
-        release = None if catalogue is None else identity(catalogue.live_entry)
-        if catalogue is None or release is None or release.ref not in live or release.ref == comparisons.live_ref:
+        release = None if catalogue is None else catalogue.live_entry
+        if catalogue is None or release is None or release.ref not in live or release.ref == comparisons.live:
             return
         counts = live_counts(comparisons.tier, self._metrics)
-        comparisons.begin_release(release, catalogue, counts, self._clock())
+        comparisons.begin_release(release.ref, catalogue, counts, self._clock())
         self._shared.keep(self._tiers)  # from now on, workers count for this release
 
-    async def _withdraw(self, comparisons: TierComparisons, comparison: Comparison, before: ReleaseRef) -> str:
-        """Roll back a store from a release that is worse by a *comparison* to the one *before*; end the probation.
+    async def _withdraw(self, tier: str, probation: Probation, finding: str) -> Stage:
+        """Roll back the store of a tier from the release on probation to the one before; return the next stage.
 
         The live release stays if the one before is damaged, and if the only difference is slow reads and the one before
-        is as slow now. Returns why a rollback fails, which is logged once; the caller tries again later.
+        is as slow now. Why a rollback fails is logged once; the caller tries again later.
         """
-        live = comparison.release
-        finding = comparison.finding
+        live = probation.release
+        before = probation.before
         reason = f"probation: {finding}"
         try:
-            async with asyncio.timeout(WITHDRAW_S), self._writable(comparisons.tier) as store:
+            async with asyncio.timeout(WITHDRAW_S), self._writable(tier) as store:
                 await _check_whole(store, before)
-                if await _is_store_slow(store, live.ref, before, comparison.counts):
+                if await _is_store_slow(store, probation):
                     log.info("release %s stays, as release %s is as slow: %s", live.id, before.id, finding)
-                    return ""
+                    return Stage.JUDGED
 
                 with signed(reason, "probation"):
-                    await rollback(store, live.id, reason=reason)
+                    await rollback(store, live, reason=reason)
         except ReleaseConflict as error:  # an operator or another service has changed the live release
             log.info("release %s is not withdrawn here: %s", live.id, error)
-            return ""
+            return Stage.JUDGED
         except (TimeoutError, StoreError) as error:
             # The rollback may have taken place, and only its answer failed.
-            if not await self._is_withdrawn(comparisons.tier, live.ref, reason):
+            if not await self._is_withdrawn(tier, live, reason):
                 obstacle = str(error) or f"the store did not answer in {WITHDRAW_S:.0f} s"
-                if not comparisons.failure:
+                if probation.stage is not Stage.BLOCKED:
                     sentence = "release %s is worse than release %s, and this service cannot withdraw it: %s (%s)"
                     log.error(sentence, live.id, before.id, obstacle, finding)  # noqa: TRY400 -- expected
-                return obstacle
+                return Stage.BLOCKED
 
         log.warning("release %s was withdrawn, and release %s is live again: %s", live.id, before.id, finding)
-        comparisons.withdrawn += 1
-        comparisons.before = None
-        return ""
+        return Stage.WITHDRAWN
 
     async def _read_catalogue(self, tier: str) -> Catalogue | None:
         """Return the catalogue of a tier's store; None if it cannot be read."""
@@ -243,18 +243,19 @@ async def _check_whole(store: Store, release: ReleaseRef) -> None:
         raise StoreError(f"release {release.id}, which was live before, is damaged, too")
 
 
-async def _is_store_slow(store: Reader, live: ReleaseRef, before: ReleaseRef, counts: BothCounts) -> bool:
-    """Return whether slow reads alone make *live* worse, by its *counts*, and reads of *before* are as slow now.
+async def _is_store_slow(store: Reader, probation: Probation) -> bool:
+    """Return whether slow reads alone make a release worse, and reads of the one before are as slow now.
 
-    The rows that are read are the sample of keys in the manifest of *before*. As a few reads are slow by chance, the
-    slow ones of *live* must exceed twice those of *before* by a share MORE_SLOW of the rows.
+    The rows that are read are the sample of keys in the manifest of the one before. As a few reads are slow by chance,
+    the slow ones of the release must exceed twice those of the one before by a share MORE_SLOW of the rows.
     """
-    expected, judged = counts
-    is_worse_otherwise = find_regression(expected, judged._replace(reads=NO_READS)) is not None
+    live = probation.release
+    before = probation.before
+    is_worse_otherwise = find_regression(probation.expected, probation.counts._replace(reads=NO_READS)) is not None
     if is_worse_otherwise:
         return False
 
-    slow_after_s = slow_s(expected.reads)
+    slow_after_s = slow_s(probation.expected.reads)
     slow_reads = dict.fromkeys((live, before), 0)
     sample = (await read_servable(store, before)).manifest.sample
     for key in sample:

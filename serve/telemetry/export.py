@@ -25,7 +25,8 @@ from opentelemetry.sdk.trace.export import SpanExporter
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
 from hotplate.serve.errors import ServiceMisused
-from hotplate.serve.metrics import OTHER, REQUEST_TIMES, CountsByLabels, Labels, Metric, Metrics
+from hotplate.serve.metric import Labels, Metric
+from hotplate.serve.metrics import OTHER, REQUEST_TIMES, CountsByLabels, Metrics
 from hotplate.serve.settings import CONNECTION_STRING, TelemetrySettings
 from hotplate.serve.telemetry.exposition import Snapshot, take_snapshot
 from hotplate.serve.telemetry.tracing import database_system_of, make_resource

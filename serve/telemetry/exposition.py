@@ -12,7 +12,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.registry import Collector
 
-from hotplate.serve.metrics import LOOKUP_OUTCOMES, TABLE, CountsByLabels, Labels, Metric, Metrics
+from hotplate.serve.metric import Labels, Metric
+from hotplate.serve.metrics import LOOKUP_OUTCOMES, TABLE, CountsByLabels, Metrics
 from hotplate.serve.processes.readiness import Status
 from hotplate.serve.processes.states import REPORT_S, SILENT_S, ProcessState, TierState, status_now
 from hotplate.serve.releases.comparison import TierComparisons
@@ -190,14 +191,14 @@ STATE_TABLE = (
                 _of_tiers(lambda tier, _: tier.cache_bytes)),
     StateMetric("hotplate_probation", "1 while the live release is on probation.",
                 "store",
-                _of_probations(lambda probation: probation.before is not None)),
+                _of_probations(lambda probation: probation.running is not None)),
     StateMetric("hotplate_releases_withdrawn", "Releases that this service withdrew on probation.",
                 "store",
                 _of_probations(lambda probation: probation.withdrawn), "counter"),
     StateMetric("hotplate_withdrawal_blocked",
                 "1 if the live release is worse than the one before, and this service cannot withdraw it.",
                 "store",
-                _of_probations(lambda probation: bool(probation.failure))),
+                _of_probations(lambda probation: probation.is_withdrawal_blocked)),
 )
 # fmt: on
 

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from enum import Enum, auto
 
 from hotplate.base.timing import Backoff
 from hotplate.serve.errors import StoreDefect
@@ -18,11 +19,24 @@ FAILURES_OF_PARTS = 50
 PROBE_PAUSES_S = (0.1, 1.0)
 
 
+class Circuit(Enum):
+    """The state of a breaker.
+
+    CLOSED   all reads are sent; failures in a row open it
+    OPEN     no read is sent until a pause is over; the next one is the probe
+    PROBING  no read is sent until the outcome of the probe is known: it closes the circuit, or opens it again
+    """
+
+    CLOSED = auto()
+    OPEN = auto()
+    PROBING = auto()
+
+
 class Breaker:
     """The circuit breaker of one store, which logs when it opens and closes.
 
-    While it `is_open`, ask `allows` before each read. Report the outcome of each read that is sent by one call of
-    `succeeded` (needed after `failures` only), `failed` or `timed_out`, or of `probe_cancelled`.
+    Call `begin` before each read, and report its outcome by one call of `succeeded`, `failed`, `timed_out` or
+    `cancelled`, with the number from `begin`. Outcomes of reads that began before the circuit opened do not count.
     """
 
     def __init__(self, store: str, clock: Callable[[], float], *, min_jitter: float = 0.5) -> None:
@@ -35,67 +49,72 @@ class Breaker:
 
         self._store = store
         self._clock = clock
-        self.is_open = False
-        """Whether no reads are sent but probes: one at a time, after a pause."""
+        self._circuit = Circuit.CLOSED
+        self._openings = 0
+        """How often the circuit opened, also after a probe."""
 
-        self.failures = 0
+        self._failures = 0
         """Since the last success."""
 
-        self._is_probing = False
-        """Whether the outcome of a probe is awaited."""
+        self._fails_by_part = False
+        """Whether a part of the store has failed by itself since the circuit closed, as one shard does."""
 
         self._pauses = Backoff(*PROBE_PAUSES_S, min_jitter=min_jitter)
         self._probe_at = 0.0
         """While open, the end of the pause."""
 
-        self._fails_by_part = False
-        """Whether a part of the store has failed by itself, as one shard or one partition does."""
+    @property
+    def is_open(self) -> bool:
+        """Whether no reads are sent but probes: one at a time, after a pause."""
+        return self._circuit is not Circuit.CLOSED
 
-    def allows(self) -> bool:
-        """Return whether to send a read now; if the breaker is open, it is the probe."""
-        if not self.is_open:
-            return True
-        if self._is_probing or self._clock() < self._probe_at:
-            return False
-        self._is_probing = True
-        return True
+    def begin(self) -> int:
+        """Return the number of openings before a read that is to be sent now; StoreUnavailable if none may be."""
+        if self._circuit is not Circuit.CLOSED:
+            if self._circuit is Circuit.PROBING or self._clock() < self._probe_at:
+                raise StoreUnavailable(f"the circuit of {self._store} is open")
+            self._circuit = Circuit.PROBING
+        return self._openings
 
-    def succeeded(self) -> None:
-        """Close the breaker."""
-        if self.is_open:
+    def succeeded(self, openings: int) -> None:
+        """Close the circuit if the read was the probe."""
+        if openings != self._openings:
+            return
+        self._failures = 0
+        if self._circuit is Circuit.PROBING:
             log.warning("%s: circuit closed, the store answers", self._store)
-        self.is_open = False
-        self._is_probing = False
-        self.failures = 0
-        self._pauses.reset()
+            self._circuit = Circuit.CLOSED
+            self._fails_by_part = False
+            self._pauses.reset()
 
-    def failed(self, error: StoreError) -> None:
-        """Open the breaker if the read was a probe, or if there were too many failures in a row."""
+    def failed(self, openings: int, error: StoreError) -> None:
+        """Open the circuit if the read was the probe, or if there were too many failures in a row."""
+        if openings != self._openings:
+            return
         by_part = isinstance(error, PartUnavailable)
         self._fails_by_part = self._fails_by_part or by_part
-        self.failures += 1
-        if self.is_open and not self._is_probing:
-            return  # the read was sent before
-        if not self.is_open:
-            if self.failures < (FAILURES_OF_PARTS if by_part else FAILURES):
+        self._failures += 1
+        if self._circuit is Circuit.CLOSED:
+            if self._failures < (FAILURES_OF_PARTS if by_part else FAILURES):
                 return
             self.open_because = f"circuit open after repeated failures: {error}"
             cause = error.__cause__ if isinstance(error, StoreDefect) else None
             log.warning("%s: %s", self._store, self.open_because, exc_info=cause)
-        self.is_open = True
-        self._is_probing = False
+        self._circuit = Circuit.OPEN
+        self._openings += 1
         self._probe_at = self._clock() + self._pauses.next_s()
 
-    def timed_out(self, timeout_s: float) -> StoreUnavailable:
+    def timed_out(self, openings: int, timeout_s: float) -> StoreUnavailable:
         """Count a read that did not end in time as failed; return its error.
 
         A store whose parts fail by themselves may be late because of one part.
         """
         kind = PartUnavailable if self._fails_by_part else StoreUnavailable
         late = kind(f"{self._store} did not answer in {timeout_s * 1000:.0f} ms")
-        self.failed(late)
+        self.failed(openings, late)
         return late
 
-    def probe_cancelled(self) -> None:
-        """Allow another probe at once, after one that was cancelled or raised an unexpected exception."""
-        self._is_probing = False
+    def cancelled(self, openings: int) -> None:
+        """Allow another probe at once if the read was the probe; it was cancelled, or met an unexpected exception."""
+        if openings == self._openings and self._circuit is Circuit.PROBING:
+            self._circuit = Circuit.OPEN

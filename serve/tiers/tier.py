@@ -37,7 +37,7 @@ from hotplate.serve.tiers.observer import StoreObserver
 from hotplate.stores.catalogue import ReleaseId
 from hotplate.stores.connect import connect
 from hotplate.stores.encoding import USER
-from hotplate.stores.errors import HEAL, ReleaseCorrupt, ReleaseNotFound, StoreError, StoreUnavailable
+from hotplate.stores.errors import HEAL, ReleaseCorrupt, ReleaseNotFound, StoreError
 from hotplate.stores.store import LocalRows, Reader, ReadResult, batches_of
 from hotplate.stores.urls import require_url, scheme_of
 
@@ -311,29 +311,24 @@ class RemoteTier(Tier):
         The breaker is told the outcome.
         """
         breaker = self.breaker
-        is_probe = breaker.is_open
-        if is_probe and not breaker.allows():
-            raise StoreUnavailable(f"the circuit of {self.name} is open")
-
+        openings = breaker.begin()
         deadline = loop_time() + timeout_s
         try:
             async with asyncio.timeout_at(deadline):
                 results = await self._read_store(release, keys, deadline)
         except TimeoutError:
-            raise breaker.timed_out(timeout_s) from None
+            raise breaker.timed_out(openings, timeout_s) from None
         except ReleaseMoved:  # the store has answered
-            breaker.succeeded()
+            breaker.succeeded(openings)
             raise
         except StoreError as error:
-            breaker.failed(error)
+            breaker.failed(openings, error)
             raise
         except BaseException:  # a cancellation or a defect says nothing about the store
-            if is_probe:
-                breaker.probe_cancelled()
+            breaker.cancelled(openings)
             raise
 
-        if breaker.failures:
-            breaker.succeeded()
+        breaker.succeeded(openings)
         return results
 
     async def _read_store(self, release: ServedRelease, keys: Sequence[str], deadline: float) -> list[ReadResult]:

@@ -131,6 +131,20 @@ async def test_release_is_repaired_in_place_while_it_is_served(open_store: OpenS
     assert await published_rows(store, first) == ROWS
 
 
+async def test_rollback_from_a_release_fails_if_it_was_repaired_since() -> None:
+    store = MemoryStore()
+    source = MemoryStore()
+    first = await publish(store)
+    second = await publish(store, ROWS[:100])
+    await copy(store, source, second)
+    damaged_release = await ref_of(store, second)
+    await repair(store, source, second)
+    with pytest.raises(ReleaseConflict, match=f"release {second} is no longer live"):
+        await life.rollback(store, damaged_release)
+    assert (await store.catalogue()).live == second
+    assert await life.rollback(store, await ref_of(store, second)) == first
+
+
 async def test_repair_source_must_be_the_same_release() -> None:
     store = MemoryStore()
     source = MemoryStore()

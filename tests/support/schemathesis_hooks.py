@@ -8,7 +8,8 @@ from urllib.parse import quote
 import schemathesis
 
 from hotplate.base.recommendations import ITEM_FIELDS
-from hotplate.serve.api.parameters import MAX_BATCH_ITEMS, MAX_BODY_BYTES
+from hotplate.serve.api.parameters import MAX_BATCH_ITEMS
+from hotplate.serve.connections.framing import MAX_BODY_BYTES
 from hotplate.serve.lists.options import ALL_FIELDS
 from hotplate.serve.settings import Limits
 from hotplate.stores.encoding import MAX_ID_BYTES

@@ -14,7 +14,7 @@ USER = Route("/v1/users/{user}", {"GET": handler})
 MANY = Route("/v1/users/fold-in", {"POST": handler})
 CHANGE = Route("/v1/releases/{id}/activate", {"POST": handler})
 ROLLBACK = Route("/v1/releases/rollback", {"POST": handler})
-ROUTER = Router(by_template(USER, MANY, CHANGE, ROLLBACK), None, problem_of=lambda _: None)
+ROUTER = Router(by_template(USER, MANY, CHANGE, ROLLBACK), None, problems=())
 
 
 @pytest.mark.parametrize(

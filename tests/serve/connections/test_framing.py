@@ -11,9 +11,9 @@ from aiohttp.web_protocol import RequestHandler
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hotplate.serve.api.parameters import MAX_BODY_BYTES, parse_batch
+from hotplate.serve.api.parameters import parse_batch
 from hotplate.serve.api.schemas import MAX_USERS
-from hotplate.serve.connections.framing import MAX_CHUNKS, Body, MalformedBody, TooManyChunks
+from hotplate.serve.connections.framing import MAX_BODY_BYTES, MAX_CHUNKS, Body, MalformedBody, TooManyChunks
 from hotplate.serve.embedded import Lists
 from hotplate.serve.problems import Problem
 from tests.support.lane import Pair, connected, sent_to

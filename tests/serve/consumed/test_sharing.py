@@ -13,11 +13,12 @@ import redis
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hotplate.serve.api.schemas import Event
 from hotplate.serve.consumed.entries import MAX_PAIRS, decode_pairs, encode_pairs, parts_of
 from hotplate.serve.consumed.sender import ConsumedSender, SharingState, sharing_url
 from hotplate.serve.consumed.sharing import ConsumedSharing
-from hotplate.serve.consumed.stored_events import ConsumedEvent, read_events
-from hotplate.serve.consumed.table import USERS, Consumed, ConsumedPairs
+from hotplate.serve.consumed.stored_events import read_events
+from hotplate.serve.consumed.table import USERS, Consumed, ConsumedEvent, ConsumedPairs
 from hotplate.serve.errors import ServiceMisused
 from hotplate.serve.metrics import TOKEN_FAILURES, Metrics
 from hotplate.serve.settings import ServiceSettings
@@ -166,8 +167,8 @@ def hiding_in(server: RedisServer, prefix: str) -> list[ConsumedPairs]:
 def slots_of(*users: int) -> set[int]:
     """Return what entries name instead of users."""
     consumed = Consumed(["buy=24"])
-    pairs = (consumed.pairs_of("buy", str(user), ["a"], None) for user in users)
-    return {part.slot for part in pairs if part is not None}
+    events = [Event("buy", str(user), ("a",)) for user in users]
+    return {pairs.slot for pairs in consumed.hidden_by(events)}
 
 
 def slots_in(server: RedisServer, prefix: str) -> set[int]:
@@ -335,9 +336,7 @@ async def test_missing_tokens_of_the_log_are_counted(
     metrics = Metrics(1, ["file"])
     consumed = Consumed(["buy=24"])
     sender = ConsumedSender(state_of(f"{redis_server.url('rediss')}&auth=entra"), metrics)
-    pairs = consumed.pairs_of("buy", "1", ["a"], None)
-    assert pairs is not None
-    await sender.send([pairs])
+    await sender.send([*consumed.hidden_by([Event("buy", "1", ("a",))])])
     await sender.close()
     assert metrics.counted(TOKEN_FAILURES)["consumed",] == [1.0]
     assert metrics.counted(TOKEN_FAILURES)["file",] == [0.0]

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hotplate.base.timing import HOUR_S
+from hotplate.serve.api.schemas import Event
 from hotplate.serve.consumed.stored_events import restore
 from hotplate.serve.consumed.table import BUCKETS, CAPACITY, Consumed
 from hotplate.serve.errors import EventsFailed, ServiceMisused
@@ -64,8 +65,8 @@ def shown(service: Service, path: str) -> list[str]:
 
 def hide(consumed: Consumed, kind: str, user: str, items: Sequence[str], happened_at: float | None) -> int:
     """Hide what an event hides, if anything; return the number of pairs that had no room."""
-    pairs = consumed.pairs_of(kind, user, items, happened_at)
-    return 0 if pairs is None else consumed.hide(pairs)
+    event = Event(kind, user, tuple(items), time=happened_at)
+    return sum(map(consumed.hide, consumed.hidden_by([event])))
 
 
 @settings(max_examples=50)

@@ -15,10 +15,11 @@ from aiohttp import ClientSession, ClientTimeout, web
 
 from hotplate.serve.api.events import EventsHandler
 from hotplate.serve.api.router import DeferredResponse
+from hotplate.serve.api.routes import EVENT_COUNTS
 from hotplate.serve.api.schemas import NoQuery
 from hotplate.serve.consumed.table import Consumed
 from hotplate.serve.events.writer import MAX_QUEUED_BYTES, DiskFailed, EventWriter, QueueFull
-from hotplate.serve.metrics import EVENT_COUNTS, Metrics
+from hotplate.serve.metrics import Metrics
 from hotplate.serve.problems import Problem
 from hotplate.stores.event_log import LogSegment, SegmentReader, line_of, segments
 from tests.support.event_log import body, ids, written

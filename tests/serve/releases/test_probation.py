@@ -21,7 +21,9 @@ from hotplate.serve.processes.states import Reporter, SharedStates
 from hotplate.serve.releases import withdrawal
 from hotplate.serve.releases.comparison import (
     NATURAL_LOSS,
+    Probation,
     SharedComparisons,
+    Stage,
     TierComparisons,
     expected_of,
 )
@@ -30,7 +32,7 @@ from hotplate.serve.releases.judgement import find_regression
 from hotplate.serve.releases.live_counts import ReleaseCounter
 from hotplate.serve.releases.withdrawal import LOOKUPS, RETRY_S, ReleaseJudge
 from hotplate.serve.telemetry.exposition import Exposition
-from hotplate.serve.tiers.breaker import FAILURES
+from hotplate.serve.tiers.breaker import FAILURES, PROBE_PAUSES_S
 from hotplate.stores import lifecycle as life
 from hotplate.stores.catalogue import ReleaseId, ReleaseRef, State
 from hotplate.stores.errors import RefusedByGates, StoreMisused, StoreUnavailable
@@ -189,6 +191,11 @@ class Rehearsal:
         (state,) = self.shared.all()
         return state
 
+    def probation(self) -> Probation:
+        probation = self.state().probation
+        assert probation is not None
+        return probation
+
 
 @pytest.fixture
 async def first(memory: MemoryStore) -> ReleaseId:
@@ -210,7 +217,7 @@ async def test_release_without_lists_of_users_is_withdrawn(
     memory: MemoryStore, service: Rehearsal, first: ReleaseId
 ) -> None:
     bad = await service.publish("bad", FEWER)
-    assert service.state().before is not None
+    assert service.state().running is not None
     await service.answer()
     catalogue = await memory.catalogue()
     assert catalogue.live == first
@@ -222,8 +229,10 @@ async def test_release_without_lists_of_users_is_withdrawn(
     assert f"probation: {reason}" in entry.refused_by[0]
     with pytest.raises(RefusedByGates, match="refused by probation"):
         await life.activate(memory, bad)
+    assert service.probation().stage is Stage.WITHDRAWN
     await service.follow()
-    assert (service.state().before, service.state().withdrawn) == (None, 1)
+    assert service.state().running is None
+    assert service.state().withdrawn == 1
     text = Exposition(service.reader.metrics, list, service.shared.all).text().decode()
     assert 'hotplate_releases_withdrawn_total{store="tier"} 1.0' in text
     assert 'hotplate_withdrawal_blocked{store="tier"} 0.0' in text
@@ -243,8 +252,8 @@ async def test_release_that_was_withdrawn_before_the_service_started_can_be_forc
     await started.answer()
     await life.activate(memory, bad, override=life.Override.DAMAGE)
     await started.follow()
-    assert started.state().live_ref == await ref_of(memory, bad)
-    assert started.state().before is None
+    assert started.state().live == await ref_of(memory, bad)
+    assert started.state().running is None
 
 
 async def test_lists_missed_of_a_canary_do_not_count_after_its_promotion(
@@ -256,7 +265,7 @@ async def test_lists_missed_of_a_canary_do_not_count_after_its_promotion(
     await service.reader.personal_many(NAMES[:30])  # users without a list in the canary
     await life.promote(memory)
     await service.follow()
-    assert service.state().before is not None
+    assert service.state().running is not None
     await service.answer(["a visitor without a list in both"])
     assert live_counts("tier", service.reader.metrics).miss == 0
 
@@ -264,11 +273,11 @@ async def test_lists_missed_of_a_canary_do_not_count_after_its_promotion(
 async def test_visitors_without_a_list_in_both_releases_are_no_loss(memory: MemoryStore, service: Rehearsal) -> None:
     good = await service.publish("good")
     await service.answer([f"visitor-{number}" for number in range(100)] + NAMES)
-    assert service.state().before is not None
+    assert service.state().running is not None
     assert (await memory.catalogue()).live == good
     service.now += PROBATION_S
     await service.look()
-    assert service.state().before is None
+    assert service.state().running is None
 
 
 async def test_damaged_values_withdraw_a_release_only_if_the_one_before_is_whole(
@@ -281,24 +290,24 @@ async def test_damaged_values_withdraw_a_release_only_if_the_one_before_is_whole
         rows |= {key: b"damage" + rows[key] for key in rows if key.startswith("user:") and key.endswith(("1", "5"))}
     await service.answer()
     assert (await memory.catalogue()).live == bad
-    assert "damaged, too" in service.state().failure
+    assert service.probation().stage is Stage.BLOCKED
     stored[1] |= whole
     service.now += RETRY_S
     await service.look()
     assert (await memory.catalogue()).live == first
-    assert service.state().failure == ""
+    assert not service.state().is_withdrawal_blocked
 
 
 async def test_rollback_and_first_release_are_not_on_probation(
     memory: MemoryStore, service: Rehearsal, first: ReleaseId
 ) -> None:
-    assert service.state().before is None
+    assert service.state().running is None
     await service.publish("second")
-    assert service.state().before is not None
+    assert service.state().running is not None
     await life.rollback(memory)
     await service.follow()
-    assert service.state().live_ref == await ref_of(memory, first)
-    assert service.state().before is None
+    assert service.state().live == await ref_of(memory, first)
+    assert service.state().running is None
 
 
 async def test_release_that_was_left_briefly_is_counted_from_zero(memory: MemoryStore, service: Rehearsal) -> None:
@@ -313,7 +322,7 @@ async def test_release_that_was_left_briefly_is_counted_from_zero(memory: Memory
     await service.follow()
     await service.answer(NAMES[:150])
     third = await service.publish("third")
-    assert service.state().expected.lookups == 150
+    assert service.probation().expected.lookups == 150
     await service.answer()
     assert (await memory.catalogue()).live == third
 
@@ -326,18 +335,20 @@ async def test_failing_store_withdraws_nothing(memory: MemoryStore) -> None:
     for _ in range(5):
         await service.answer()
     second = await service.publish("second")
-    assert service.state().before is not None
+    assert service.state().running is not None
     remote.failure = StoreUnavailable("away")
     for _ in range(FAILURES):
         await service.answer()
     assert service.tier.breaker.is_open
     remote.failure = None
-    service.tier.breaker.succeeded()
+    await asyncio.sleep(PROBE_PAUSES_S[1])
+    await service.answer()
+    service.tier.breaker.begin()  # raises while the circuit is open
     remote.broken_keys = {f"user:{number}" for number in range(0, USERS, 4)}
     for _ in range(3):
         await service.answer()
     assert (await memory.catalogue()).live == second
-    assert service.state().failure == ""
+    assert not service.state().is_withdrawal_blocked
 
 
 async def test_reads_that_are_slow_in_both_releases_withdraw_nothing(
@@ -381,7 +392,7 @@ async def test_failed_reads_of_a_canary_do_not_end_the_judgement_of_live_release
     assert (await memory.catalogue()).live == third
     service.now += PROBATION_S
     await service.answer()
-    assert service.state().before is None
+    assert service.state().running is None
 
 
 async def test_release_that_is_not_worse_after_all_is_not_reported_as_blocked(
@@ -396,10 +407,10 @@ async def test_release_that_is_not_worse_after_all_is_not_reported_as_blocked(
     with monkeypatch.context() as patch:
         patch.setattr(memory, "get_many", fail)
         await service.read(300, seconds=0.02)
-    assert service.state().failure == "away"
+    assert service.probation().stage is Stage.BLOCKED
     service.now += RETRY_S
     await service.look()
-    assert service.state().failure == ""  # as slow as the release before
+    assert not service.state().is_withdrawal_blocked  # as slow as the release before
 
 
 async def test_one_slow_read_after_a_slow_period_withdraws_nothing(
@@ -437,13 +448,13 @@ async def test_service_without_the_right_to_write_says_so(
     for _ in range(30):
         await service.look()
     assert (await memory.catalogue()).live == bad
-    assert service.state().failure == "this user may not write"
+    assert service.probation().stage is Stage.BLOCKED
     assert caplog.text.count("this service cannot withdraw it") == 1
     text = Exposition(service.reader.metrics, list, service.shared.all).text().decode()
     assert 'hotplate_withdrawal_blocked{store="tier"} 1.0' in text
     service.now += HOUR_S
     await service.look()
-    assert (service.state().before, service.state().failure) == (None, "this user may not write")
+    assert service.probation().stage is Stage.NOT_WITHDRAWN
 
 
 class ExaminedStore(RemoteStore):
@@ -502,7 +513,8 @@ async def test_withdrawal_without_a_clear_result_is_counted_if_it_took_place(
     monkeypatch.setattr(withdrawal, "rollback", roll_back_and_stop)
     await service.answer()
     assert (await memory.catalogue()).live == first
-    assert (service.state().before, service.state().withdrawn, service.state().failure) == (None, 1, "")
+    assert service.probation().stage is Stage.WITHDRAWN
+    assert service.state().withdrawn == 1
     assert "cannot withdraw" not in caplog.text
 
 
@@ -541,7 +553,7 @@ async def test_counts_of_a_worker_that_ended_are_continued(
     await service.look()
     await service.answer()
     assert live_counts("tier", service.reader.metrics).hit == 6 * USERS
-    assert service.state().live_ref == await ref_of(memory, first)
+    assert service.state().live == await ref_of(memory, first)
 
 
 async def test_worker_that_restarts_during_a_probation_counts_missing_lists(
@@ -606,7 +618,7 @@ async def test_answers_of_a_release_that_other_workers_have_left_do_not_count(
     second = await publish(memory, "second", users=ALL)
     await late.follow()
     await service.look()
-    assert service.state().live_ref == await ref_of(memory, second)
+    assert service.state().live == await ref_of(memory, second)
     counted = live_counts("tier", service.reader.metrics).lookups
     await service.answer()
     assert live_counts("tier", service.reader.metrics).lookups == counted

@@ -67,7 +67,7 @@ async def opened(store: RemoteStore) -> tuple[TieredReader, Tier]:
 async def until_probe(tier: Tier) -> None:
     """Open the circuit of a tier, and wait until it allows a probe."""
     for _ in range(FAILURES):
-        tier.breaker.failed(StoreUnavailable("away"))
+        tier.breaker.failed(tier.breaker.begin(), StoreUnavailable("away"))
     await asyncio.sleep(PROBE_PAUSES_S[1])
 
 
