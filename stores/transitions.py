@@ -236,9 +236,12 @@ def rollback(catalogue: Catalogue, expected: ReleaseId | ReleaseRef, reason: str
     ReleaseRef, was repaired since; ReleaseNotFound if there is no earlier release.
     """
     live = catalogue.live_entry
-    if live is None or expected not in (live.id, live.ref):
-        release = expected.id if isinstance(expected, ReleaseRef) else expected
-        raise ReleaseConflict(f"release {release} is no longer live; see what is, before you roll back")
+    if isinstance(expected, ReleaseRef):
+        if live is not None and live.id == expected.id and live.ref != expected:
+            raise ReleaseConflict(f"release {expected.id} was repaired; see how it is served, before you roll back")
+        expected = expected.id
+    if live is None or live.id != expected:
+        raise ReleaseConflict(f"release {expected} is no longer live; see what is, before you roll back")
     previous = rollback_target(catalogue)
     if previous is None:
         raise ReleaseNotFound(

@@ -11,7 +11,6 @@ import os
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from itertools import takewhile
 from pathlib import Path
 
 import msgspec
@@ -50,12 +49,13 @@ def restore(consumed: Consumed, folder: Path) -> int:
     the folder, for `hotplate events ship`.
     """
     _keep_hours(folder, consumed.hours)
+    forgotten = 0
     deadline = time.monotonic() + RESTORE_S
-    events = read_events(folder, consumed.hours, since=time.time() - consumed.window_s)
-    events_in_time = takewhile(lambda _: time.monotonic() <= deadline, events)
-    forgotten = sum(map(consumed.hide, consumed.hidden_by(events_in_time)))
-    if next(events, None) is not None:
-        log.warning("not all events of %s were read in %.0f s: the oldest hide nothing", folder, RESTORE_S)
+    for event in read_events(folder, consumed.hours, since=time.time() - consumed.window_s):
+        if time.monotonic() > deadline:
+            log.warning("not all events of %s were read in %.0f s: the oldest hide nothing", folder, RESTORE_S)
+            break
+        forgotten += sum(map(consumed.hide, consumed.hidden_by([event])))
     return forgotten
 
 

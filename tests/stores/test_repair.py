@@ -139,7 +139,7 @@ async def test_rollback_from_a_release_fails_if_it_was_repaired_since() -> None:
     await copy(store, source, second)
     damaged_release = await ref_of(store, second)
     await repair(store, source, second)
-    with pytest.raises(ReleaseConflict, match=f"release {second} is no longer live"):
+    with pytest.raises(ReleaseConflict, match=f"release {second} was repaired"):
         await life.rollback(store, damaged_release)
     assert (await store.catalogue()).live == second
     assert await life.rollback(store, await ref_of(store, second)) == first

@@ -281,7 +281,7 @@ async def test_visitors_without_a_list_in_both_releases_are_no_loss(memory: Memo
 
 
 async def test_damaged_values_withdraw_a_release_only_if_the_one_before_is_whole(
-    memory: MemoryStore, service: Rehearsal, first: ReleaseId
+    memory: MemoryStore, service: Rehearsal, first: ReleaseId, caplog: pytest.LogCaptureFixture
 ) -> None:
     bad = await service.publish("bad")
     stored = [memory.releases[(await ref_of(memory, release)).incarnation].rows for release in (bad, first)]
@@ -291,6 +291,7 @@ async def test_damaged_values_withdraw_a_release_only_if_the_one_before_is_whole
     await service.answer()
     assert (await memory.catalogue()).live == bad
     assert service.probation().stage is Stage.BLOCKED
+    assert "damaged, too" in caplog.text
     stored[1] |= whole
     service.now += RETRY_S
     await service.look()
@@ -449,7 +450,7 @@ async def test_service_without_the_right_to_write_says_so(
         await service.look()
     assert (await memory.catalogue()).live == bad
     assert service.probation().stage is Stage.BLOCKED
-    assert caplog.text.count("this service cannot withdraw it") == 1
+    assert caplog.text.count("this service cannot withdraw it: this user may not write") == 1
     text = Exposition(service.reader.metrics, list, service.shared.all).text().decode()
     assert 'hotplate_withdrawal_blocked{store="tier"} 1.0' in text
     service.now += HOUR_S

@@ -4,10 +4,12 @@ import asyncio
 import logging
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 
 import pytest
 
 from hotplate.stores.cosmos.account import CosmosAccount
+from hotplate.stores.cosmos.errors import CosmosUnavailable
 from hotplate.stores.cosmos.signed import SignedClient
 from hotplate.stores.cosmos.url import Address
 from hotplate.stores.errors import StoreUnavailable
@@ -99,3 +101,16 @@ async def test_write_is_tried_once_and_read_twice_without_logging(
     loud = [record for record in caplog.records if record.name != "asyncio" and record.levelno >= logging.INFO]
     assert loud == []
     assert account.emulator.key not in caplog.text
+
+
+async def test_wrong_key_error_has_advice_and_not_the_key(
+    account: Account, opened: Open, observer: ChargeCounter
+) -> None:
+    wrong = "d3JvbmcgYnV0IGxvbmcgZW5vdWdoIHRvIGJlIGEga2V5"
+    client = opened(replace(account.address("d"), key=wrong))
+    for request in (client.read("c", "x", PATIENCE_S), client.read_fresh("c", "x"), client.account()):
+        with pytest.raises(CosmosUnavailable, match="HOTPLATE_COSMOS_KEY") as error:
+            await request
+        assert error.value.kind == "unauthorized"
+        assert wrong not in str(error.value)
+    assert set(observer.failures) == {"unauthorized"}
