@@ -132,7 +132,7 @@ class CanaryRunning(HeldBack):
 
 
 class ReleaseWithdrawn(HeldBack):
-    """Services withdrew the release on probation."""
+    """The release was withdrawn, by services on probation or by a rollback."""
 
 
 class RefusedByGates(HeldBack):

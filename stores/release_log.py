@@ -17,7 +17,7 @@ from typing import TypeVar
 import msgspec
 from msgspec import Struct
 
-from hotplate.stores.catalogue import Catalogue, ReleaseId
+from hotplate.stores.catalogue import Catalogue, ReleaseId, State
 from hotplate.stores.errors import CatalogueUnreadable
 from hotplate.stores.store import Reader, RecordChange
 
@@ -59,6 +59,8 @@ class ReleaseChange(Struct, frozen=True, omit_defaults=True):
     """The canary's share of the users."""
 
     reason: str = ""
+    withdrawn: ReleaseId | None = None
+    """The release that was live, and was withdrawn by a rollback."""
 
     @property
     def outcome(self) -> Outcome:
@@ -88,6 +90,14 @@ async def log_of(reader: Reader) -> list[ReleaseChange]:
     if changes and not _is_made(changes[-1], catalogue):
         changes.pop()
     return changes
+
+
+async def was_withdrawn(reader: Reader, release: ReleaseId) -> bool:
+    """Return whether a release was withdrawn when it was live for the last time, also if it was pruned since."""
+    for change in reversed(await log_of(reader)):
+        if release in (change.live, change.withdrawn):
+            return change.withdrawn == release
+    return False
 
 
 async def read_refusals(reader: Reader) -> dict[str, tuple[str, ...]]:
@@ -129,6 +139,7 @@ async def _logged_change(reader: Reader, old: Catalogue, new: Catalogue) -> Reco
         canary=canary,
         percent=percent,
         reason=_printable(reason),
+        withdrawn=_withdrawn(old, new),
     )
     changes, record = await _read(reader, LOG, list[ReleaseChange])
     if changes and not _is_made(changes[-1], old):
@@ -154,6 +165,15 @@ def _outcome(catalogue: Catalogue) -> Outcome:
     if canary is None:
         return catalogue.live, None, None
     return catalogue.live, canary.release, canary.percent
+
+
+def _withdrawn(old: Catalogue, new: Catalogue) -> ReleaseId | None:
+    """Return the live release of *old* if it is withdrawn in *new*, and not replaced by its own repair."""
+    before = old.live_entry
+    after = None if before is None else new.entry(before.incarnation)
+    if after is None or after.state is not State.WITHDRAWN or after.id == new.live:
+        return None
+    return after.id
 
 
 def _is_made(change: ReleaseChange, catalogue: Catalogue) -> bool:

@@ -9,7 +9,7 @@ from hotplate.stores.catalogue import DraftRef, Release, ReleaseId, ReleaseRef, 
 from hotplate.stores.compression import EncodedRows
 from hotplate.stores.encoding import MANIFEST, META
 from hotplate.stores.erasure_log import erased_from
-from hotplate.stores.errors import ReleaseConflict, ReleaseCorrupt, ReleaseNotFound
+from hotplate.stores.errors import ReleaseConflict, ReleaseCorrupt, ReleaseNotFound, ReleaseWithdrawn
 from hotplate.stores.lifecycle import Override, scale_down
 from hotplate.stores.manifest import Manifest, Tally
 from hotplate.stores.publication import (
@@ -22,6 +22,7 @@ from hotplate.stores.publication import (
     take_over,
     write_draft,
 )
+from hotplate.stores.release_log import was_withdrawn
 from hotplate.stores.store import Plan, Row, Store
 from hotplate.stores.users import check_copied, take_over_erasures
 from hotplate.stores.verification import OnProgress, load_manifest, read_rows, unreported, verify
@@ -36,13 +37,19 @@ async def copy(
 
     A killed copy is continued once its lease has lapsed. A release that the target has is verified and, if damaged,
     repaired. If it cannot be activated, it stays ready, and the result's `held_back` is the reason: the target tries
-    another one, gates refused the release, or services of the target withdrew it.
+    another one, gates refused the release, or it was withdrawn in the target, by a rollback or on probation. Such a
+    release that was pruned since is not written again, unless *live* is false.
 
     Raises ReleaseConflict if *target* has other rows under that id, or another process copies it; ReleaseCorrupt if the
     source is damaged.
     """
     entry = await _find_committed(source, release)
     manifest = await load_manifest(source, entry.ref)
+
+    in_target = (await target.catalogue()).get(release)
+    withdrawal = await _withdrawal(target, release, in_target) if live else None
+    if withdrawal is not None and in_target is None:
+        return WrittenRelease(manifest, rows=0, skipped=0, held_back=withdrawal)
 
     draft = await _begin_copy(target, release)
     if draft is not None:
@@ -59,8 +66,25 @@ async def copy(
             await scale_down(target, (await target.catalogue()).find(release).ref)
         return written
 
-    override = _override_for(entry, (await target.catalogue()).find(release))
-    return await go_live(target, written, Activation(override=override))
+    in_target = (await target.catalogue()).find(release)
+    if withdrawal is not None and not in_target.refused_by:  # activation says by what it was refused
+        await scale_down(target, in_target.ref)
+        return replace(written, held_back=withdrawal)
+    return await go_live(target, written, Activation(override=_override_for(entry, in_target)))
+
+
+async def _withdrawal(target: Store, release: ReleaseId, in_target: Release | None) -> ReleaseWithdrawn | None:
+    """Return why a release may not go live if it was withdrawn in *target*; else None.
+
+    The log also tells of releases that were pruned since. A rollback by an earlier version is not marked in the log.
+    """
+    is_withdrawn = in_target is not None and in_target.state is State.WITHDRAWN
+    if not is_withdrawn and not await was_withdrawn(target, release):
+        return None
+    again = f"`hotplate releases activate {release}` serves it again"
+    if in_target is None:
+        again += ", after `hotplate releases copy --no-activate`"
+    return ReleaseWithdrawn(f"release {release} was withdrawn in the target, and is not served there; {again}")
 
 
 def _override_for(in_source: Release, in_target: Release) -> Override:

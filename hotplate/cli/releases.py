@@ -29,6 +29,7 @@ from hotplate.offline.options import ChosenArm, EndCanary, Keep, Reason
 from hotplate.stores import transitions
 from hotplate.stores.catalogue import Catalogue, Release, ReleaseId
 from hotplate.stores.change_warnings import failure_as_warning, with_warnings
+from hotplate.stores.errors import ReleaseWithdrawn
 from hotplate.stores.manifest import Manifest
 from hotplate.stores.options import Argument, Flag
 from hotplate.stores.release_log import ReleaseChange, signed
@@ -344,6 +345,8 @@ def _print_copied(result: "WrittenRelease", target: str, meter: RequestUnitMeter
         "repaired": result.repaired,
     }
     state = "live" if is_live else "ready"
+    if isinstance(result.held_back, ReleaseWithdrawn):
+        state = "withdrawn"
     if result.repaired:
         state += " and repaired"
     rows = f"{result.rows:,} rows written, {result.skipped:,} had been written before"

@@ -5,9 +5,16 @@ from collections.abc import Sequence
 
 import pytest
 
+from hotplate.stores import lifecycle as life
 from hotplate.stores import publication
 from hotplate.stores.catalogue import DraftRef, ReleaseId, State
-from hotplate.stores.errors import ReleaseConflict, ReleaseCorrupt, ReleaseNotFound, StoreUnavailable
+from hotplate.stores.errors import (
+    ReleaseConflict,
+    ReleaseCorrupt,
+    ReleaseNotFound,
+    ReleaseWithdrawn,
+    StoreUnavailable,
+)
 from hotplate.stores.store import Plan, Row, Store
 from hotplate.stores.transfer import copy
 from hotplate.stores.users import erase_users
@@ -230,3 +237,36 @@ async def test_one_of_concurrent_copies_into_an_empty_store_writes_and_others_wa
     assert [(entry.id, entry.state) for entry in catalogue.releases] == [(release, State.LIVE)]
     assert await open_store().incarnations() == [catalogue.releases[0].incarnation]
     assert await published_rows(open_store(), release) == ROWS
+
+
+@pytest.mark.parametrize("is_pruned", [False, True])
+@on_every_store
+async def test_copy_does_not_undo_a_rollback_in_the_target(
+    open_store: OpenStore, clock: FakeClock, *, is_pruned: bool
+) -> None:
+    """A scheduled copy made the release live again, which its operator had rolled back."""
+    source = MemoryStore(clock)
+    target = open_store()
+    good = await publish(source)
+    await copy(source, target, good)
+    bad = await publish(source)
+    await copy(source, target, bad)
+    assert await life.rollback(target, reason="probation: lists are missing" if is_pruned else "") == good
+    if is_pruned:
+        await life.prune(target, keep=0, grace_s=0)
+        assert (await target.catalogue()).get(bad) is None
+    for _ in range(2):
+        copied = await copy(source, target, bad)
+        assert isinstance(copied.held_back, ReleaseWithdrawn)
+        assert copied.rows == 0
+        assert (await target.catalogue()).live == good
+    await copy(source, target, bad, live=False)
+    assert isinstance((await copy(source, target, bad)).held_back, ReleaseWithdrawn)
+
+    await life.activate(target, bad, override=life.Override.REFUSAL)
+    assert (await copy(source, target, bad)).held_back is None
+    newer = await publish(source)
+    await copy(source, target, newer)
+    await life.rollback(source)
+    await copy(source, target, bad)  # it was superseded in the target, not withdrawn
+    assert (await target.catalogue()).live == bad
