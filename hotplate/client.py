@@ -478,11 +478,10 @@ class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
     async def _renew_popular_lists(self, call: _Call, timeout_s: float, *, waits: bool) -> None:
         """Renew the old popular lists of *call*: now if it *waits*, in the time that it has left.
 
-        Else a task does so within *timeout_s*, unless this loop has one.
+        Without any left, or if it does not wait, a task does so within *timeout_s*, unless this loop has one.
         """
         if waits:
             await self._remembered.renew(call.options, call.deadline, self._read_popular)
-            return
         state = self._loop_state()
         is_running = state.renewal is not None and not state.renewal.done()
         if not (is_running or state.is_closed) and self._remembered.has_old(call.options):

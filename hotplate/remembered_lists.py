@@ -14,6 +14,8 @@ REMEMBERED_ITEMS = 100
 # When a list is read again: after a success, and after a failure.
 REFRESH_S = 60.0
 REFRESH_AGAIN_S = 1.0
+# A list that was due for so long was not asked for meanwhile, and makes room for others.
+UNUSED_S = 600.0
 # Options that are applied to a remembered list. It is remembered for each value of the others.
 APPLIED_HERE = {"exclude", "fields", "after"}
 # Of few values, unlike conditions.
@@ -42,7 +44,7 @@ class RememberedLists(Generic[R]):
 
         The list of the segment is preferred to the overall one, unless all of its items are excluded.
         """
-        remembered = [self._lists[key] for key in _keys_of(options) if key in self._lists]
+        remembered = filter(None, map(self._lists.get, _keys_of(options)))
         selected = [replace(popular, items=_select_items(popular.items, options, n)) for popular in remembered]
         with_items = (popular for popular in selected if popular.items)
         return next(chain(with_items, selected), None)
@@ -75,12 +77,20 @@ class RememberedLists(Generic[R]):
             if key not in self._lists:
                 self._refresh_at.pop(key, None)  # another thread may have removed it
 
+    def _forget_unused(self, now: float) -> None:
+        for key, due_at in list(self._refresh_at.items()):
+            if due_at + UNUSED_S < now:
+                self._refresh_at.pop(key, None)  # another thread may have removed it
+                self._lists.pop(key, None)
+
     def _old_keys(self, options: Options) -> list[_Key]:
         most_lists = REMEMBERED_LISTS
         if options.keys() - APPLIED_HERE - OF_FEW_VALUES:  # conditions leave room for lists without one
             most_lists = REMEMBERED_LISTS // 2
-        has_room = len(self._refresh_at) < most_lists
         now = time.monotonic()
+        if len(self._refresh_at) >= most_lists:
+            self._forget_unused(now)
+        has_room = len(self._refresh_at) < most_lists
         return [
             key
             for key in _keys_of(options)

@@ -432,6 +432,17 @@ def test_an_answer_does_not_wait_for_a_silent_popular_list(proxy: FaultyProxy, c
     assert in_time(partial(client.recommendations, "42", segment="France")).source == "personal"
 
 
+async def test_popular_lists_are_remembered_also_if_no_call_was_ever_in_time(proxy: FaultyProxy) -> None:
+    """Each call raised ServiceUnavailable, although popular lists were answered in time."""
+    async with hotplate.AsyncClient(proxy.url, timeout_s=AMPLE_S) as client:
+        proxy.faults.append(SILENT)
+        with pytest.raises(hotplate.ServiceUnavailable, match="no answer in time"):
+            await client.recommendations("42", timeout_s=SHORT_S)
+        await asyncio.gather(*asyncio.all_tasks() - {asyncio.current_task()})
+        proxy.fault = DROPPED
+        assert (await client.recommendations("42")).source == "memory"
+
+
 async def test_popular_lists_are_remembered_after_any_answer(proxy: FaultyProxy) -> None:
     proxy.faults.extend([RELAY, HELD])
     async with hotplate.AsyncClient(proxy.url, timeout_s=AMPLE_S) as client:

@@ -174,7 +174,7 @@ async def candidate_from_release(reader: Reader, release: ReleaseRef, origin: st
     manifest = await load_manifest(reader, release)
     decode = await load_decode(reader, release, manifest)
 
-    rows = list[tuple[str, str, float]]()
+    rows = list[tuple[str, str, float | None]]()
     popular = list[str]()
     users = pairs.get_column("user").unique().sort()
     async for user, items in read_lists(reader, release, decode, [POPULAR + OVERALL, *(USER + users)]):
@@ -183,7 +183,7 @@ async def candidate_from_release(reader: Reader, release: ReleaseRef, origin: st
         if user == OVERALL:
             popular = [item["id"] for item in items]
         else:
-            rows += [(user, item["id"], item["score"]) for item in items]
+            rows += [(user, item["id"], item.get("score")) for item in items]
 
     return Candidate(
         origin=origin,
@@ -393,7 +393,8 @@ class Evaluator:
         if "rating" not in self.truth.pairs.columns:
             return None
 
-        scored = candidate.lists.join(self.truth.pairs, on=["user", "item"]).sort("user", "item")
+        with_scores = candidate.lists.drop_nulls("score")
+        scored = with_scores.join(self.truth.pairs, on=["user", "item"]).sort("user", "item")
         if scored.is_empty():
             pairs = format_count(self.truth.pairs.height, "pair")
             raise DataError(

@@ -54,7 +54,8 @@ class Breaker:
         """How often the circuit opened, also after a probe."""
 
         self._failures = 0
-        """Since the last success."""
+        self._failures_of_parts = 0
+        """Both since the last success."""
 
         self._fails_by_part = False
         """Whether a part of the store has failed by itself since the circuit closed, as one shard does."""
@@ -81,6 +82,7 @@ class Breaker:
         if openings != self._openings:
             return
         self._failures = 0
+        self._failures_of_parts = 0
         if self._circuit is Circuit.PROBING:
             log.warning("%s: circuit closed, the store answers", self._store)
             self._circuit = Circuit.CLOSED
@@ -93,9 +95,12 @@ class Breaker:
             return
         by_part = isinstance(error, PartUnavailable)
         self._fails_by_part = self._fails_by_part or by_part
-        self._failures += 1
+        if by_part:
+            self._failures_of_parts += 1
+        else:
+            self._failures += 1
         if self._circuit is Circuit.CLOSED:
-            if self._failures < (FAILURES_OF_PARTS if by_part else FAILURES):
+            if self._failures < FAILURES and self._failures_of_parts < FAILURES_OF_PARTS:
                 return
             self.open_because = f"circuit open after repeated failures: {error}"
             cause = error.__cause__ if isinstance(error, StoreDefect) else None

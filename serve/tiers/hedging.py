@@ -11,6 +11,7 @@ from hotplate.serve.metrics import HEDGE_LOST, HEDGE_WON, HEDGES, Metrics
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.concurrency import end_tasks
 from hotplate.stores.encoding import Decode
+from hotplate.stores.errors import StoreUnavailable
 from hotplate.stores.store import Reader, ReadResult
 
 # Share of reads that take longer than the delay, its relative change by a late read, its first value and bounds.
@@ -40,10 +41,10 @@ class Hedge:
     ) -> list[ReadResult]:
         """Read the values of *keys* like `Reader.get_many`; if the reply is late, also from a replica.
 
-        Returns the first answer; the slower read is cancelled. A read is late after `self._delay_s`, which adapts to
-        the 95th percentile of their times. Each read adds HEDGED of a token, and a second read costs one, so that at
-        most a tenth of the reads are sent twice. A replica may lag, so a second read wins only if *decode* accepts a
-        value for each key.
+        Returns the first answer; the slower read is cancelled. If the first read fails after the second was sent, the
+        second one answers. A read is late after `self._delay_s`, which adapts to the 95th percentile of their times.
+        Each read adds HEDGED of a token, and a second read costs one, so that at most a tenth of the reads are sent
+        twice. A replica may lag, so a second read wins only if *decode* accepts a value for each key.
         """
         self._tokens = min(BURST, self._tokens + HEDGED)
         first = asyncio.create_task(self._store.get_many(release, keys, timeout_s=timeout_s))
@@ -60,8 +61,9 @@ class Hedge:
                 self._tokens -= 1
                 second = asyncio.create_task(self._read_elsewhere(release, keys, decode, timeout_s))
                 await asyncio.wait([first, second], return_when=asyncio.FIRST_COMPLETED)
-                results = second.result() if second.done() else None
-                if results is not None and not first.done():
+                has_failed = first.done() and isinstance(first.exception(), StoreUnavailable)
+                results = await second if has_failed or second.done() else None
+                if results is not None and (has_failed or not first.done()):
                     outcome = HEDGE_WON
                     return results
             return await first

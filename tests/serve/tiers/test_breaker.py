@@ -111,3 +111,13 @@ def test_a_late_read_counts_for_one_part_until_the_circuit_closes(breaker: Break
     for _ in range(FAILURES):
         breaker.timed_out(breaker.begin(), 0.05)
     assert begun(breaker) is None
+
+
+def test_failures_of_parts_do_not_count_as_those_of_the_store(breaker: Breaker) -> None:
+    """49 failures of one shard and a late read opened the circuit of all shards."""
+    for _ in range(FAILURES_OF_PARTS - 1):
+        breaker.failed(breaker.begin(), PartUnavailable("one shard"))
+    fail(breaker, FAILURES - 1)
+    assert not breaker.is_open
+    fail(breaker, 1)
+    assert breaker.is_open

@@ -95,6 +95,25 @@ async def test_late_read_is_answered_by_the_replica(store: TwoPlaces) -> None:
     assert (await timed(reader, "3"))[2] >= LATE_S
 
 
+@virtual
+async def test_replica_answers_if_the_primary_fails_after_the_second_read_was_sent(
+    store: TwoPlaces, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader = await opened(store)
+    store.replica.delay_s = LATE_S
+
+    async def reset(*_: object, **__: object) -> list[ReadResult]:
+        await asyncio.sleep(LATE_S / 2)
+        raise StoreUnavailable("the connection was reset")
+
+    monkeypatch.setattr(store, "get_many", reset)
+    status, body, took_s = await timed(reader, "2")
+    assert (status, b"first for 2" in body) == ("ok", True)
+    assert took_s >= LATE_S
+    store.replica.failure = StoreUnavailable("the replica is gone")
+    assert (await timed(reader, "3"))[0] != "ok"
+
+
 @pytest.mark.parametrize("replica", ["lags", "has another release", "fails"])
 @virtual
 async def test_only_an_intact_list_of_the_release_is_taken_from_a_replica(store: TwoPlaces, replica: str) -> None:
