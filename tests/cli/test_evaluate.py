@@ -8,8 +8,11 @@ import polars as pl
 import pytest
 
 import hotplate as hotplate_library
+from hotplate.base.recommendations import Item
 from hotplate.base.report import to_json
+from hotplate.stores.encoding import OFFSET_BYTES, encode
 from tests.support.command import failed, hotplate, json_of, succeeded
+from tests.support.service import published
 
 HOSTILE = "</td><script>alert(1)</script>\x1b[31m\u202e" + "long " * 50
 
@@ -85,6 +88,16 @@ def test_release_compares_equal_to_the_model_it_was_published_from(tmp_path: Pat
     assert "Each user's two lists are the same." in printed.replace("\n", " ")
     notes = json_of("evaluate", "compare", store, store, "--truth", choices)["notes"]
     assert len(notes) == len({*notes})
+
+
+def test_lists_without_scores_are_measured(tmp_path: Path) -> None:
+    """It ended with a traceback."""
+    lists = {f"user:u{number}": encode([Item(id=f"i{number % 3}")])[OFFSET_BYTES:] for number in range(10)}
+    published(tmp_path / "store", lists | {"popular:": encode([Item(id="i0")])[OFFSET_BYTES:]})
+    truth = tmp_path / "truth.csv"
+    truth.write_text("user,item\n" + "".join(f"u{number},i{number % 3}\n" for number in range(10)))
+    report = json_of("evaluate", f"file://{tmp_path}/store", truth, "-k", "1")
+    assert report["model"]["ndcg"] == 1.0
 
 
 @pytest.fixture(scope="module")
