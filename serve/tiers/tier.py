@@ -318,7 +318,7 @@ class RemoteTier(Tier):
                 results = await self._read_store(release, keys, deadline)
         except TimeoutError:
             raise breaker.timed_out(openings, timeout_s) from None
-        except ReleaseMoved:  # the store has answered
+        except (ReleaseMoved, ReleaseCorrupt):  # the store has answered
             breaker.succeeded(openings)
             raise
         except StoreError as error:

@@ -12,7 +12,7 @@ from hotplate.serve.tiers.observer import StoreObserver
 from hotplate.serve.tiers.tier import Tier
 from hotplate.stores.catalogue import Catalogue, ReleaseRef
 from hotplate.stores.encoding import USER
-from hotplate.stores.errors import PartUnavailable, StoreError, StoreUnavailable
+from hotplate.stores.errors import PartUnavailable, ReleaseCorrupt, StoreError, StoreUnavailable
 from hotplate.stores.store import TOKEN, Observer, ReadResult
 from tests.support.clock import FakeClock
 from tests.support.memory_store import MemoryStore
@@ -237,3 +237,13 @@ async def test_answer_about_a_gone_release_closes_the_circuit_and_logs_it(
     assert [record.message for record in caplog.records if "circuit" in record.message] == [
         "cosmos: circuit closed, the store answers"
     ]
+
+
+async def test_damaged_rows_do_not_open_the_circuit(store: KeyByKeyStore) -> None:
+    reader, tier = await opened(store)
+    store.failure = ReleaseCorrupt("not a list")
+    for _ in range(2 * FAILURES):
+        assert (await reader.read(USER, "1")).status != "ok"
+    assert not tier.breaker.is_open
+    store.failure = None
+    assert (await reader.read(USER, "1")).status == "ok"
