@@ -12,7 +12,7 @@ from hotplate.serve.api.routes import OPERATIONS as ROUTE_TABLE
 from hotplate.serve.api.routes import TEMPLATES
 from hotplate.serve.api.schemas import CLICK, IMPRESSION
 from hotplate.serve.metric import TIERS, TIERS_AND_CONSUMED, Labels, Metric
-from hotplate.serve.processes.shared_memory import shared_floats
+from hotplate.serve.shared_memory import shared_floats
 
 # One number per series, or the buckets and sum of a histogram.
 CountsByLabels = dict[Labels, list[float]]

@@ -15,7 +15,7 @@ import msgspec
 from xxhash import xxh3_128_digest
 
 from hotplate.serve.errors import ServiceMisused
-from hotplate.serve.processes.shared_memory import Records
+from hotplate.serve.shared_memory import Records
 from hotplate.serve.tasks import repeat
 
 log = logging.getLogger(__name__)

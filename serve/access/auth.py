@@ -20,8 +20,8 @@ from hotplate.serve.access.keys import IF_MISSING, READ, SCOPES, KeyHolder, dige
 from hotplate.serve.errors import ServiceMisused
 from hotplate.serve.generation import Policy
 from hotplate.serve.problems import Problem
-from hotplate.serve.processes.shared_memory import shared_floats
 from hotplate.serve.settings import ServiceSettings
+from hotplate.serve.shared_memory import shared_floats
 from hotplate.serve.watched import WatchedFiles
 
 API_KEY = istr("X-API-Key")

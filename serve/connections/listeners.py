@@ -13,8 +13,8 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from hotplate.serve.log_once import LOG_EVERY_S, LogOnce
-from hotplate.serve.processes.shared_memory import shared_integers
 from hotplate.serve.settings import Limits
+from hotplate.serve.shared_memory import shared_integers
 
 log = logging.getLogger(__name__)
 

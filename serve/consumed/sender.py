@@ -13,8 +13,8 @@ from hotplate.serve.consumed.table import CAPACITY, ConsumedPairs
 from hotplate.serve.errors import ServiceMisused
 from hotplate.serve.metric import CONSUMED_ITEMS
 from hotplate.serve.metrics import CONSUMED_PAIRS, SENT, Metrics
-from hotplate.serve.processes.shared_memory import shared_floats
 from hotplate.serve.settings import ServiceSettings
+from hotplate.serve.shared_memory import shared_floats
 from hotplate.serve.tiers.observer import StoreObserver
 from hotplate.stores.connect import REDIS, open_entry_log
 from hotplate.stores.errors import StoreError

@@ -22,7 +22,7 @@ from xxhash import xxh3_64_intdigest
 
 from hotplate.base.timing import HOUR_S
 from hotplate.serve.errors import ServiceMisused
-from hotplate.serve.processes.shared_memory import shared_integers
+from hotplate.serve.shared_memory import shared_integers
 from hotplate.stores.encoding import IdTest, encode_id
 
 if TYPE_CHECKING:

@@ -14,9 +14,9 @@ from hotplate.serve.errors import ServiceFinding, first_error
 from hotplate.serve.log_once import LogOnce
 from hotplate.serve.metrics import ReleaseRole
 from hotplate.serve.processes.readiness import Status, status_of_tiers
-from hotplate.serve.processes.shared_memory import Records, RecordTooLarge
 from hotplate.serve.releases.comparison import identity
 from hotplate.serve.releases.served import ServedRelease
+from hotplate.serve.shared_memory import Records, RecordTooLarge
 from hotplate.serve.tiers.tier import Tier
 from hotplate.stores.catalogue import Release, ReleaseId, ReleaseRef
 

@@ -12,9 +12,9 @@ import msgspec
 
 from hotplate.base.timing import HOUR_S, loop_time
 from hotplate.serve.metrics import Metrics
-from hotplate.serve.processes.shared_memory import Records
 from hotplate.serve.releases.counts import BothCounts, ReleaseCounts, counts_by_role
 from hotplate.serve.releases.judgement import find_regression
+from hotplate.serve.shared_memory import Records
 from hotplate.stores.catalogue import Catalogue, Release, ReleaseRef, State
 from hotplate.stores.transitions import rollback_target
 

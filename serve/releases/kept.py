@@ -8,8 +8,8 @@ import time
 
 import msgspec
 
-from hotplate.serve.processes.shared_memory import Records, RecordTooLarge
 from hotplate.serve.releases.served import ServedRelease
+from hotplate.serve.shared_memory import Records, RecordTooLarge
 from hotplate.serve.tiers.tier import Origin
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.errors import ReleaseCorrupt

@@ -8,7 +8,7 @@ import pytest
 from hotplate.serve.access.auth import CELLS, Guard, buckets_of
 from hotplate.serve.access.keys import KeyHolder, create
 from hotplate.serve.problems import Problem
-from hotplate.serve.processes.shared_memory import shared_floats
+from hotplate.serve.shared_memory import shared_floats
 from tests.support.service import running
 
 RATE = 200.0

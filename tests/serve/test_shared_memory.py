@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from hotplate.serve.errors import ServiceMisused
 from hotplate.serve.metrics import LOOKUP_COUNTS, LOOKUPS, Metrics
 from hotplate.serve.processes.context import create_context
-from hotplate.serve.processes.shared_memory import Records, RecordTooLarge, shared_floats, shared_integers
 from hotplate.serve.processes.states import SharedStates
 from hotplate.serve.settings import ServiceSettings
+from hotplate.serve.shared_memory import Records, RecordTooLarge, shared_floats, shared_integers
 
 SIZE = 300
 ROWS = 3
