@@ -60,7 +60,7 @@ class ReleaseChange(Struct, frozen=True, omit_defaults=True):
 
     reason: str = ""
     withdrawn: ReleaseId | None = None
-    """The release that was live, and was withdrawn by a rollback."""
+    """The release that was live, and was withdrawn by a rollback, or when a backup was restored."""
 
     @property
     def outcome(self) -> Outcome:

@@ -76,10 +76,14 @@ async def copy(
 async def _withdrawal(target: Store, release: ReleaseId, in_target: Release | None) -> ReleaseWithdrawn | None:
     """Return why a release may not go live if it was withdrawn in *target*; else None.
 
-    The log also tells of releases that were pruned since. A rollback by an earlier version is not marked in the log.
+    The log tells of releases that were pruned since, and perhaps copied again. A rollback by an earlier version is not
+    marked in it.
     """
-    is_withdrawn = in_target is not None and in_target.state is State.WITHDRAWN
-    if not is_withdrawn and not await was_withdrawn(target, release):
+    if in_target is None or in_target.state in (State.DRAFT, State.READY):
+        is_withdrawn = await was_withdrawn(target, release)
+    else:
+        is_withdrawn = in_target.state is State.WITHDRAWN
+    if not is_withdrawn:
         return None
     again = f"`hotplate releases activate {release}` serves it again"
     if in_target is None:

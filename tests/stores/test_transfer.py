@@ -270,3 +270,24 @@ async def test_copy_does_not_undo_a_rollback_in_the_target(
     await life.rollback(source)
     await copy(source, target, bad)  # it was superseded in the target, not withdrawn
     assert (await target.catalogue()).live == bad
+
+
+async def test_copy_of_a_live_release_is_not_held_back_by_an_older_entry_of_the_log(
+    clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A change that is made by a second swap, after one that failed, has no entry."""
+    source = MemoryStore(clock)
+    target = MemoryStore(clock)
+    for _ in range(2):
+        release = await publish(source)
+        await copy(source, target, release)
+    await life.rollback(target)
+
+    async def fail(*_: object) -> None:
+        monkeypatch.undo()
+        raise StoreUnavailable("the connection was reset")
+
+    monkeypatch.setattr(target, "swap", fail)
+    await life.activate(target, release)
+    assert (await copy(source, target, release)).held_back is None
+    assert (await target.catalogue()).live == release
