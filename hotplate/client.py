@@ -392,9 +392,9 @@ class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
         except ClientError as error:
             if not _is_replaceable(error):
                 raise
-            is_remembered = self._remembered.replacement(call.options, n) is not None
-            await self._renew_popular_lists(call, timeout_s, waits=not is_remembered)
-            return self._popular_instead(call, error)
+            popular = self._remembered.replacement(call.options, n)
+            await self._renew_popular_lists(call, timeout_s, waits=popular is None)
+            return self._popular_instead(call, popular or self._remembered.replacement(call.options, n), error)
 
         await self._renew_popular_lists(call, timeout_s, waits=path == "popular" or self._loops_end_early)
         return answers
@@ -496,12 +496,11 @@ class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
         except ClientError:
             return None
 
-    def _popular_instead(self, call: _Call, error: ClientError) -> list[Answer]:
-        """Return a remembered popular list for each list of a call that failed with *error*.
+    def _popular_instead(self, call: _Call, popular: Answer | None, error: ClientError) -> list[Answer]:
+        """Return *popular*, a remembered list, for each list of a call that failed with *error*.
 
         Without one, raises *error* if the service refused the request, ServiceUnavailable for other errors.
         """
-        popular = self._remembered.replacement(call.options, call.n)
         if popular is None:
             if isinstance(error, RequestRefused):
                 raise error

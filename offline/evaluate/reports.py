@@ -327,8 +327,10 @@ class Evaluator:
         learnt = self._learnt_in_words(first, second)
         of_first = self._evaluated(first)
         of_second = self._evaluated(second)
-        a = measure_users(of_first.as_served, self._test)
-        b = measure_users(of_second.as_served, self._test)
+        served_by_first = of_first.as_served
+        served_by_second = of_second.as_served
+        a = measure_users(served_by_first, self._test)
+        b = measure_users(served_by_second, self._test)
 
         apart = replace(b, values={name: values - a.values[name] for name, values in b.values.items()})
         rows = list[Row]()
@@ -345,9 +347,7 @@ class Evaluator:
         )
         return Report(
             kind=f"evaluate compare {first.origin} {second.origin}",
-            sentence=" ".join(
-                [f"{sentence}.", self._common_in_words(of_first.as_served, of_second.as_served), *learnt]
-            ),
+            sentence=" ".join([f"{sentence}.", self._common_in_words(served_by_first, served_by_second), *learnt]),
             rows=tuple(rows),
             columns=columns_of(rows, self._k),
             notes=tuple(dict.fromkeys(notes)),

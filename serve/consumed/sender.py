@@ -124,10 +124,13 @@ class ConsumedSender:
         *hidden* has the items per event. If Redis does not answer in SEND_S or is known to be away, the admin process
         (`ConsumedSharing`) sends them later, from the events on disk.
         """
-        is_sent = not hidden
+        if not hidden:
+            return
+
+        is_sent = False
         try:
             is_away = time.monotonic() < self._retry_at and self._state.lag_s > RETRY_S
-            if hidden and not is_away:
+            if not is_away:
                 async with asyncio.timeout(SEND_S):
                     await send_pairs(self._entries, hidden, self._metrics)
                 is_sent = True
